@@ -1,0 +1,49 @@
+# One entry for everything. Every target installs what it needs of `setup` first.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+# For `make e2e`: a part of the cases' names, and the data paths to run them on.
+CASES ?=
+PATHS ?= ebpf,userspace
+
+BINARIES := -p sheave-controller -p sheave-proxy -p sheave-harness -p sheave-tests
+
+.PHONY: help setup demo demo-up demo-down test check e2e bench-quick
+
+help: ## Show the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install everything that any target needs
+	@.ci/setup
+
+demo: ## Two nodes in namespaces on this machine, every Service type, checked; cleans up
+	@.ci/setup build run
+	@cargo build --locked $(BINARIES)
+	@target/debug/sheave-demo
+
+demo-up: ## The demo, left running to play with
+	@.ci/setup build run
+	@cargo build --locked $(BINARIES)
+	@target/debug/sheave-demo --up
+
+demo-down: ## End what demo-up left running
+	@target/debug/sheave-demo --down
+
+test: ## All that CI runs: check, unit and property tests, demo, end to end
+	@.ci/test
+
+check: ## Format, lints, licences, docs, arrows, generated code
+	@.ci/setup build check
+	@.ci/check
+
+e2e: ## End to end; CASES=part-of-a-name PATHS=ebpf,userspace
+	@.ci/setup build run test kube
+	@cargo build --locked $(BINARIES)
+	@KUBEBUILDER_ASSETS="$$(.ci/kube --path)" target/debug/sheave-e2e --cases '$(CASES)' --paths '$(PATHS)'
+
+bench-quick: ## The limits we hold ourselves to, measured here in under ten minutes
+	@.ci/setup build run bench kube
+	@cargo build --locked --release $(BINARIES) -p sheave-bench
+	@KUBEBUILDER_ASSETS="$$(.ci/kube --path)" target/release/sheave-bench quick --json target/bench/quick.json
