@@ -24,3 +24,20 @@
 //! index.take_new_conditions()      -> Vec<Condition>         // what has gone wrong since the last call: log and count
 //! ```
 
+mod claims;
+mod compute;
+mod condition;
+mod endpoints;
+pub mod facts;
+mod index;
+mod object;
+mod space;
+mod strings;
+
+pub use condition::Condition;
+pub use index::{Index, MAX_ENDPOINTS, WIDE_SELECTOR};
+pub use object::{Facts, Kind, Object, ObjectKey};
+pub use strings::Strings;
+
+#[cfg(test)]
+mod tests;
