@@ -1,0 +1,85 @@
+//! Rows about sockets: which backend one was pointed at, so that replies and getpeername() show the frontend.
+
+use crate::Address;
+
+/// [`PeerRow::flags`]: the socket's connect() was pointed at `backend`.
+pub const PEER_CONNECTED: u32 = 1;
+/// [`PeerRow::flags`]: the socket has sent to frontends without connect(); `flows` and `replies` may know more.
+pub const PEER_FLOWS: u32 = 2;
+
+/// What is remembered with a socket. Other than these the fields mean nothing unless `PEER_CONNECTED` is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PeerRow {
+    /// Where the client wanted to connect.
+    pub frontend: Address,
+    /// Where it was pointed.
+    pub backend: Address,
+    /// Port of `frontend`, big-endian.
+    pub frontend_port: [u8; 2],
+    /// Port of `backend`, big-endian.
+    pub backend_port: [u8; 2],
+    /// The target that `backend` was chosen from.
+    pub target: u32,
+    /// Id of `backend`.
+    pub backend_id: u32,
+    /// `PEER_*` bits.
+    pub flags: u32,
+}
+
+/// An unconnected UDP socket and a frontend that it sends to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// The frontend's address.
+    pub address: Address,
+    /// The frontend's port, big-endian.
+    pub port: [u8; 2],
+    /// Always 0.
+    pub pad: [u8; 6],
+}
+
+/// The backend that such a socket's datagrams go to while it stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowRow {
+    /// The target it was chosen from.
+    pub target: u32,
+    /// Its id.
+    pub backend: u32,
+}
+
+/// An unconnected UDP socket and a backend that answers it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ReplyKey {
+    /// The socket's cookie.
+    pub cookie: u64,
+    /// The backend's address.
+    pub address: Address,
+    /// The backend's port, big-endian.
+    pub port: [u8; 2],
+    /// Always 0.
+    pub pad: [u8; 6],
+}
+
+/// The frontend that its answers come from in the client's eyes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ReplyRow {
+    /// The frontend's address.
+    pub address: Address,
+    /// The frontend's port, big-endian.
+    pub port: [u8; 2],
+    /// Always 0.
+    pub pad: [u8; 2],
+}
+
+const _: () = {
+    assert!(size_of::<PeerRow>() == 48 && align_of::<PeerRow>() == 4);
+    assert!(size_of::<FlowKey>() == 32 && size_of::<FlowRow>() == 8);
+    assert!(size_of::<ReplyKey>() == 32 && size_of::<ReplyRow>() == 20);
+    assert!(align_of::<FlowKey>() == 8 && align_of::<ReplyKey>() == 8);
+};
