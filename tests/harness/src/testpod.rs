@@ -1,0 +1,45 @@
+//! The program inside every test pod: servers that note who asked, and clients that say exactly what came back.
+//!
+//! It is the harness' own program, started again with [`ARGUMENT`]. Commands come over a unix socket, one JSON line each
+//! way ([`protocol`]); [`crate::agent::Agent`] is the other end.
+
+mod client;
+mod control;
+mod held;
+mod load;
+pub mod protocol;
+mod server;
+mod udp;
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// First argument that makes a program of the harness a test pod.
+pub const ARGUMENT: &str = "sheave-testpod";
+
+/// Runs until killed. Arguments after [`ARGUMENT`]: the control socket, this pod's name, then its servers (`tcp:8080`).
+/// The result is an exit code.
+pub(crate) fn main() -> i32 {
+    match run() {
+        Ok(()) => 0,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "a program started by the harness, which keeps what it says")]
+            {
+                eprintln!("test pod: {error:#}");
+            }
+            1
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(2).collect();
+    let [socket, name, servers @ ..] = arguments.as_slice() else { anyhow::bail!("SOCKET NAME [SERVER...]") };
+    let records = server::Servers::new(name);
+    for server in servers {
+        let (kind, port) = server.split_once(':').context("a server is KIND:PORT")?;
+        records.listen(kind.parse()?, port.parse().context("port")?)?;
+    }
+    control::serve(Path::new(socket), &records)
+}
