@@ -3,6 +3,7 @@
 mod api;
 mod certificates;
 pub(crate) mod http;
+mod watch;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::wait::until;
 use crate::world::World;
 
 pub use api::Api;
+pub use watch::Watch;
 
 /// Where the API server listens, in the router's namespace.
 const PORT: u16 = 6443;
@@ -48,7 +50,7 @@ pub struct Kube {
 
 /// The folder with etcd, kube-apiserver and kube-controller-manager: what `.ci/kube --path` finds.
 pub fn programs() -> Result<PathBuf> {
-    if let Some(folder) = env::var_os("SHEAVE_KUBE") {
+    if let Some(folder) = env::var_os("KUBEBUILDER_ASSETS") {
         return Ok(folder.into());
     }
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.ci/kube");

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::http;
 use crate::source::identity;
 
-type Connection = BufReader<StreamOwned<ClientConnection, TcpStream>>;
+pub(super) type Connection = BufReader<StreamOwned<ClientConnection, TcpStream>>;
 
 /// How long one request may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -64,7 +64,13 @@ impl Api {
         Ok(Self { address, token: token.to_owned(), tls: Arc::new(tls), connection: Mutex::default() })
     }
 
-    fn connect(&self) -> Result<Connection> {
+    /// Another client with the same identity and a connection of its own, for requests side by side.
+    pub fn another(&self) -> Self {
+        let (token, tls) = (self.token.clone(), Arc::clone(&self.tls));
+        Self { address: self.address, token, tls, connection: Mutex::default() }
+    }
+
+    pub(super) fn connect(&self) -> Result<Connection> {
         let stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(2))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -73,18 +79,22 @@ impl Api {
         Ok(BufReader::new(StreamOwned::new(connection, stream)))
     }
 
-    /// One request: status and body, whatever the status.
-    pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, String)> {
-        let mut kept = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let body = body.map(Value::to_string).unwrap_or_default();
+    /// A request as it is sent.
+    pub(super) fn request_text(&self, method: &str, path: &str, body: &str) -> String {
         let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
-        let request = format!(
+        format!(
             "{method} {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\naccept: application/json\r\n\
              content-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
             self.address,
             self.token,
             body.len()
-        );
+        )
+    }
+
+    /// One request: status and body, whatever the status.
+    pub fn request(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, String)> {
+        let mut kept = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let request = self.request_text(method, path, &body.map(Value::to_string).unwrap_or_default());
         // A kept connection may have been closed meanwhile (the server was restarted, say): then once more on a new one.
         if let Some(connection) = kept.take() {
             if let Ok(answer) = exchange(connection, &request, &mut kept) {

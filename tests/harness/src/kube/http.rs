@@ -39,7 +39,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<(u16, String)> {
     read(&mut Cursor::new(bytes))
 }
 
-fn line(reader: &mut impl BufRead) -> Result<String> {
+/// The next line, without its end.
+pub(super) fn line(reader: &mut impl BufRead) -> Result<String> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         bail!("the connection was closed before the answer");
