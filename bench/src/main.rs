@@ -1,2 +1,90 @@
-//! placeholder
-fn main() {}
+//! `sheave-bench`: the limits that Sheave holds itself to, measured in network namespaces on this machine.
+//!
+//! `quick` builds its own clusters by the test harness, measures every row interleaved with what it is compared with,
+//! prints a table and writes JSON. The other subcommands are the processes that it starts in those namespaces: clients, the
+//! far side and the plain proxy. It knows nothing of how the product works inside.
+
+mod agent;
+mod client;
+mod haproxy;
+mod manifests;
+mod plain_proxy;
+mod report;
+mod rounds;
+mod rows;
+mod server;
+mod stack;
+mod stats;
+mod sys;
+mod usage;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Measures Sheave against its limits.
+#[derive(Debug, Parser)]
+#[command(name = "sheave-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Every limit as a row, in under ten minutes; fails if one does not hold.
+    Quick {
+        /// Where the result goes.
+        #[arg(long, value_name = "FILE")]
+        json: PathBuf,
+        /// Only rows whose name contains this.
+        #[arg(long, value_name = "PATTERN", default_value = "")]
+        rows: String,
+    },
+    /// Started by `quick` in a pod: the client.
+    #[command(hide = true)]
+    Client {
+        #[arg(long)]
+        cpu: usize,
+    },
+    /// Started by `quick` in a pod: the far side.
+    #[command(hide = true)]
+    FarSide {
+        #[arg(long)]
+        listen: IpAddr,
+        #[arg(long)]
+        cpu: usize,
+    },
+    /// Started by `quick` on a node: the smallest proxy.
+    #[command(hide = true)]
+    PlainProxy {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        backend: SocketAddr,
+        #[arg(long)]
+        mark: u32,
+        #[arg(long)]
+        cpu: usize,
+    },
+}
+
+fn main() -> Result<ExitCode> {
+    if std::env::args_os().nth(1).is_some_and(|first| first == sheave_harness::testpod::ARGUMENT) {
+        sheave_harness::run::enter()?; // a pod of the harness: it ends in there
+    }
+    match Cli::parse().command {
+        Command::Quick { json, rows } => {
+            let run = sheave_harness::run::enter()?;
+            rows::quick(&run, &json, &rows)
+        }
+        Command::Client { cpu } => client::run(cpu).map(|()| ExitCode::SUCCESS),
+        Command::FarSide { listen, cpu } => server::run(listen, cpu).map(|()| ExitCode::SUCCESS),
+        Command::PlainProxy { listen, backend, mark, cpu } => {
+            plain_proxy::run(listen, backend, mark, cpu).map(|()| ExitCode::SUCCESS)
+        }
+    }
+}

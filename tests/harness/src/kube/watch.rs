@@ -44,7 +44,7 @@ impl Watch {
     }
 
     /// The next event, and when all of it had been read (the clock of [`sys::monotonic`]).
-    pub fn next(&mut self) -> Result<(Duration, Value)> {
+    pub fn next_event(&mut self) -> Result<(Duration, Value)> {
         loop {
             if let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
                 let at = sys::monotonic();
