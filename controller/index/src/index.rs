@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use sheave_model::{ResourceKey, ServiceKey};
+use sheave_model::{ResourceKey, Service, ServiceKey};
 
 use crate::claims::Claims;
 use crate::condition::{Book, Origin};
@@ -20,6 +20,8 @@ pub const WIDE_SELECTOR: usize = 1_000;
 pub const MAX_ENDPOINTS: usize = 8_192;
 
 type Dirty = BTreeSet<ResourceKey>;
+/// Namespace and name.
+type Named = (Arc<str>, Arc<str>);
 
 /// See the crate's page for how it is used.
 #[derive(Debug, Default)]
@@ -28,7 +30,7 @@ pub struct Index {
     pub(crate) nodes: HashMap<Arc<str>, Arc<NodeObjectFacts>>,
     pub(crate) cidrs: BTreeMap<Arc<str>, Arc<CidrFacts>>,
     /// Namespace and name of the Pods that name a Node, whether or not it exists.
-    pub(crate) pods_on: HashMap<Arc<str>, BTreeSet<(Arc<str>, Arc<str>)>>,
+    pub(crate) pods_on: HashMap<Arc<str>, BTreeSet<Named>>,
     /// Every object, with the round of lists in which it was last seen.
     seen: BTreeMap<ObjectKey, u32>,
     counts: BTreeMap<Kind, usize>,
@@ -61,9 +63,9 @@ impl Index {
             Facts::Node(facts) => self.set_node(&key.name, Some(facts)),
             Facts::Namespace => Dirty::new(),
             Facts::ServiceCidr(facts) => self.set_cidr(&key.name, Some(facts)),
-            Facts::Service(facts) => self.set_service(&key, Some(facts)),
-            Facts::EndpointSlice(facts) => self.set_slice(&key, Some(facts)),
-            Facts::Pod(facts) => self.set_pod(&key, Some(facts)),
+            Facts::Service(facts) => self.set_service(&key, Some(&facts)),
+            Facts::EndpointSlice(facts) => self.set_slice(&key, Some(&facts)),
+            Facts::Pod(facts) => self.set_pod(&key, Some(&facts)),
         }
     }
 
@@ -196,19 +198,18 @@ impl Index {
         dirty
     }
 
-    fn set_service(&mut self, key: &ObjectKey, facts: Option<Arc<ServiceFacts>>) -> Dirty {
+    fn set_service(&mut self, key: &ObjectKey, facts: Option<&Arc<ServiceFacts>>) -> Dirty {
         let space = self.space(&key.namespace);
-        let old = match &facts {
+        let old = match facts {
             Some(facts) => space.put_service(&key.name, facts.clone()),
             None => space.take_service(&key.name),
         };
         self.drop_empty_space(&key.namespace);
-        if old == facts {
+        if old.as_ref() == facts {
             return Dirty::new();
         }
-        let served = |facts: &Option<Arc<ServiceFacts>>| facts.clone().filter(|facts| facts.class == Class::Served);
-        let (before, after) = (served(&old), served(&facts));
-        let told = self.claims.replace(before.as_deref().map(|f| &f.service), after.as_deref().map(|f| &f.service));
+        let (before, after) = (old.as_deref().and_then(served), facts.map(|facts| &**facts).and_then(served));
+        let told = self.claims.replace(before, after);
         for service in told {
             let object = ObjectKey::new(Kind::Service, service.namespace.clone(), service.name.clone());
             self.book.set(&object, Origin::Claim, self.claims.conditions(&service));
@@ -217,26 +218,26 @@ impl Index {
         Dirty::from([service_key(&key.namespace, key.name.clone())])
     }
 
-    fn set_slice(&mut self, key: &ObjectKey, facts: Option<Arc<SliceFacts>>) -> Dirty {
-        let service = |facts: &Option<Arc<SliceFacts>>| facts.as_ref().and_then(|facts| facts.service.clone());
-        let old = self.space(&key.namespace).set_slice(&key.name, facts.clone());
+    fn set_slice(&mut self, key: &ObjectKey, facts: Option<&Arc<SliceFacts>>) -> Dirty {
+        let service = |facts: Option<&Arc<SliceFacts>>| facts.and_then(|facts| facts.service.clone());
+        let old = self.space(&key.namespace).set_slice(&key.name, facts.cloned());
         self.drop_empty_space(&key.namespace);
-        if old == facts {
+        if old.as_ref() == facts {
             return Dirty::new();
         }
-        let touched = [service(&old), service(&facts)].into_iter().flatten();
+        let touched = [service(old.as_ref()), service(facts)].into_iter().flatten();
         touched.map(|name| service_key(&key.namespace, name)).collect()
     }
 
-    fn set_pod(&mut self, key: &ObjectKey, facts: Option<Arc<PodFacts>>) -> Dirty {
+    fn set_pod(&mut self, key: &ObjectKey, facts: Option<&Arc<PodFacts>>) -> Dirty {
         let space = self.space(&key.namespace);
-        let old = space.set_pod(&key.name, facts.clone());
-        if old == facts {
+        let old = space.set_pod(&key.name, facts.cloned());
+        if old.as_ref() == facts {
             return Dirty::new();
         }
-        let selecting =
-            |facts: &Option<Arc<PodFacts>>| facts.as_ref().map(|facts| space.selecting(facts)).unwrap_or_default();
-        let (before, after) = (selecting(&old), selecting(&facts));
+        let new = facts.map(|facts| &**facts);
+        let selecting = |pod: Option<&PodFacts>| pod.map(|pod| space.selecting(pod)).unwrap_or_default();
+        let (before, after) = (selecting(old.as_deref()), selecting(new));
         let mut touched: BTreeSet<Arc<str>> = before.symmetric_difference(&after).cloned().collect();
         for name in &touched {
             let Some(entry) = space.services.get_mut(name) else { continue };
@@ -247,7 +248,7 @@ impl Index {
             }
         }
         let resized = touched.clone();
-        if !same_endpoint(old.as_deref(), facts.as_deref()) {
+        if !same_endpoint(old.as_deref(), new) {
             touched.extend(after);
         }
         self.drop_empty_space(&key.namespace);
@@ -255,7 +256,7 @@ impl Index {
             self.check_width(&key.namespace, name);
         }
         let mut dirty: Dirty = touched.into_iter().map(|name| service_key(&key.namespace, name)).collect();
-        dirty.extend(self.move_pod(key, old.as_deref(), facts.as_deref()));
+        dirty.extend(self.move_pod(key, old.as_deref(), new));
         dirty
     }
 
@@ -320,6 +321,11 @@ impl Index {
 
 fn service_key(namespace: &Arc<str>, name: Arc<str>) -> ResourceKey {
     ResourceKey::Service(ServiceKey { namespace: namespace.clone(), name })
+}
+
+/// What proxies receive of a Service, if they do.
+fn served(facts: &ServiceFacts) -> Option<&Service> {
+    Some(&facts.service).filter(|_| facts.class == Class::Served)
 }
 
 /// Whether two versions of a Pod are the same endpoint to a Service that selects both.
