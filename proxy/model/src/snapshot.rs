@@ -100,7 +100,14 @@ impl Snapshot {
     pub fn claims_on(&self, frontend: &Frontend) -> impl Iterator<Item = &Claim> {
         let first = least_claim(*frontend);
         let frontend = *frontend;
-        self.claims.range((Bound::Included(first), Bound::Unbounded)).take_while(move |claim| claim.frontend == frontend)
+        self.claims
+            .range((Bound::Included(first), Bound::Unbounded))
+            .take_while(move |claim| claim.frontend == frontend)
+    }
+
+    /// How many claims are on frontends that another claim keeps.
+    pub fn shadowed(&self) -> usize {
+        self.claims.len() - self.frontends.len()
     }
 
     /// The hash of a resource that this snapshot holds.

@@ -1,0 +1,240 @@
+//! What the flags mean, checked: a `Config` that exists can be run. Written to the log at start and shown at /debug/config.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Datapath, LogFormat, NodeArgs, RunArgs};
+
+/// Bits of packet marks that others use: 0x80 the VPC CNI, 0x4000 and 0x8000 kube-proxy and the kubelet.
+const FOREIGN_MARKS: u32 = 0x80 | 0x4000 | 0x8000;
+/// The most forwarding threads: beyond, SO_REUSEPORT's spreading gains nothing and memory is lost.
+const MAX_THREADS: usize = 256;
+/// The most replicas of a controller.
+const MAX_ENDPOINTS: usize = 64;
+
+/// A flag or a combination that can't work. The text names the flag and the remedy.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("--node-name is empty; give this node's metadata.name")]
+    NoName,
+    #[error(
+        "{flag} {value:#x} is 0 or has bits that others use ({FOREIGN_MARKS:#x}); choose free bits, e.g. {example:#010x}"
+    )]
+    Mark { flag: &'static str, value: u32, example: u32 },
+    #[error("--mark-reply {reply:#x} and --mark-own {own:#x} share bits; choose bits of their own for each")]
+    MarksOverlap { reply: u32, own: u32 },
+    #[error("{flag} is 0; choose {hint}")]
+    Zero { flag: &'static str, hint: &'static str },
+    #[error("--route-table {0} is one of the kernel's own (253 to 255); choose another")]
+    RouteTable(u32),
+    #[error("--threads {0} is more than {MAX_THREADS}")]
+    Threads(usize),
+    #[error("--controller {0:?} is neither unix:PATH nor IP:PORT")]
+    Endpoint(String),
+    #[error("--controller names more than {MAX_ENDPOINTS} endpoints")]
+    Endpoints,
+    #[error("--controller {0} needs certificates; give --tls-dir (see sheave-controller init), or a unix: endpoint")]
+    NoTls(SocketAddr),
+    #[error("--log-level {filter:?} is no filter: {reason}; e.g. info")]
+    Filter { filter: String, reason: String },
+}
+
+/// Where a replica of the controller listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Endpoint {
+    /// A socket on this machine; the file's permissions say who may.
+    Unix(PathBuf),
+    /// Over TLS.
+    Tcp(SocketAddr),
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+/// Which node this is and what of it is ours.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct NodeConfig {
+    pub(crate) name: String,
+    pub(crate) cgroup: PathBuf,
+    pub(crate) bpffs: PathBuf,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) mark_reply: u32,
+    pub(crate) mark_own: u32,
+    pub(crate) route_table: u32,
+    pub(crate) proxy_port: u16,
+    #[serde(skip)]
+    pub(crate) log_format: LogFormat,
+    pub(crate) log_level: String,
+}
+
+/// Everything that `run` needs.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Config {
+    #[serde(flatten)]
+    pub(crate) node: NodeConfig,
+    pub(crate) controllers: Vec<Endpoint>,
+    pub(crate) tls_dir: Option<PathBuf>,
+    #[serde(serialize_with = "datapath_name")]
+    pub(crate) datapath: Datapath,
+    pub(crate) admin: SocketAddr,
+    pub(crate) health: SocketAddr,
+    pub(crate) admin_socket: PathBuf,
+    /// Empty: those of the node's facts.
+    pub(crate) node_addresses: Vec<IpAddr>,
+    pub(crate) threads: usize,
+}
+
+fn datapath_name<S: serde::Serializer>(datapath: &Datapath, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match datapath {
+        Datapath::Auto => "auto",
+        Datapath::Ebpf => "ebpf",
+        Datapath::Userspace => "userspace",
+    })
+}
+
+impl NodeConfig {
+    /// The file in which the last snapshot is kept.
+    pub(crate) fn snapshot_path(&self) -> PathBuf {
+        self.state_dir.join("snapshot")
+    }
+}
+
+impl TryFrom<NodeArgs> for NodeConfig {
+    type Error = ConfigError;
+
+    fn try_from(args: NodeArgs) -> Result<Self, ConfigError> {
+        if args.node_name.trim().is_empty() {
+            return Err(ConfigError::NoName);
+        }
+        for (flag, value, example) in
+            [("--mark-reply", args.mark_reply, 0x0010_0000), ("--mark-own", args.mark_own, 0x0020_0000)]
+        {
+            if value == 0 || value & FOREIGN_MARKS != 0 {
+                return Err(ConfigError::Mark { flag, value, example });
+            }
+        }
+        if args.mark_reply & args.mark_own != 0 {
+            return Err(ConfigError::MarksOverlap { reply: args.mark_reply, own: args.mark_own });
+        }
+        match args.route_table {
+            0 => return Err(ConfigError::Zero { flag: "--route-table", hint: "a table that nothing else uses" }),
+            253..=255 => return Err(ConfigError::RouteTable(args.route_table)),
+            _ => {}
+        }
+        if args.proxy_port == 0 {
+            return Err(ConfigError::Zero { flag: "--proxy-port", hint: "a port that no program on this node uses" });
+        }
+        let filter = EnvFilter::try_new(&args.log_level);
+        filter.map_err(|e| ConfigError::Filter { filter: args.log_level.clone(), reason: e.to_string() })?;
+        Ok(Self {
+            name: args.node_name,
+            cgroup: args.cgroup,
+            bpffs: args.bpffs,
+            state_dir: args.state_dir,
+            mark_reply: args.mark_reply,
+            mark_own: args.mark_own,
+            route_table: args.route_table,
+            proxy_port: args.proxy_port,
+            log_format: args.log_format,
+            log_level: args.log_level,
+        })
+    }
+}
+
+impl TryFrom<RunArgs> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
+        let node = NodeConfig::try_from(args.node)?;
+        let controllers = args.controller.iter().map(|text| endpoint(text)).collect::<Result<Vec<_>, _>>()?;
+        if controllers.len() > MAX_ENDPOINTS {
+            return Err(ConfigError::Endpoints);
+        }
+        if args.tls_dir.is_none() {
+            let open = controllers.iter().find_map(|e| if let Endpoint::Tcp(a) = e { Some(*a) } else { None });
+            if let Some(address) = open {
+                return Err(ConfigError::NoTls(address));
+            }
+        }
+        let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        match threads {
+            0 => return Err(ConfigError::Zero { flag: "--threads", hint: "at least 1" }),
+            1..=MAX_THREADS => {}
+            _ => return Err(ConfigError::Threads(threads)),
+        }
+        Ok(Self {
+            admin_socket: args.admin_socket.unwrap_or_else(|| node.state_dir.join("admin.sock")),
+            node,
+            controllers,
+            tls_dir: args.tls_dir,
+            datapath: args.datapath,
+            admin: args.admin,
+            health: args.health,
+            node_addresses: args.node_addresses,
+            threads,
+        })
+    }
+}
+
+fn endpoint(text: &str) -> Result<Endpoint, ConfigError> {
+    let wrong = || ConfigError::Endpoint(text.to_owned());
+    match text.strip_prefix("unix:") {
+        Some(path) if Path::new(path).is_absolute() || !path.is_empty() => Ok(Endpoint::Unix(path.into())),
+        Some(_) => Err(wrong()),
+        None => text.parse().map(Endpoint::Tcp).map_err(|_| wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Command, tests::parse};
+
+    fn config(extra: &[&str]) -> Result<Config, ConfigError> {
+        let Command::Run(run) = parse(extra).unwrap().command else { panic!("not run") };
+        Config::try_from(run)
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_its_flag() {
+        for (extra, flag) in [
+            (&["--controller=unix:/x", "--mark-own=0x80"][..], "--mark-own"),
+            (&["--controller=unix:/x", "--mark-own=0"], "--mark-own"),
+            (&["--controller=unix:/x", "--mark-own=0x100000"], "--mark-reply"),
+            (&["--controller=unix:/x", "--proxy-port=0"], "--proxy-port"),
+            (&["--controller=unix:/x", "--route-table=254"], "--route-table"),
+            (&["--controller=unix:/x", "--threads=0"], "--threads"),
+            (&["--controller=unix:/x", "--log-level=a=b=c"], "--log-level"),
+            (&["--controller=unix:"], "--controller"),
+            (&["--controller=somewhere"], "--controller"),
+            (&["--controller=10.0.0.1:15010"], "--tls-dir"),
+            (&["--controller=unix:/x", "--node-name="], "--node-name"),
+        ] {
+            let parsed = parse(extra);
+            let Ok(cli) = parsed else { continue };
+            let Command::Run(run) = cli.command else { panic!("not run") };
+            let error = Config::try_from(run).expect_err(flag).to_string();
+            assert!(error.contains(flag) && !error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_admin_socket_lies_in_the_state_folder() {
+        let config = config(&["--controller=unix:/x,10.0.0.1:15010", "--tls-dir=/t"]).unwrap();
+        assert_eq!(config.admin_socket, Path::new("/s/admin.sock"));
+        assert_eq!(config.controllers.len(), 2);
+        let dumped = serde_json::to_value(&config).unwrap();
+        assert_eq!(dumped["datapath"], "auto");
+        assert_eq!(dumped["name"], "n1");
+    }
+}

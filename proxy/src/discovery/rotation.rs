@@ -1,0 +1,130 @@
+//! Which replica is next, and after which pause. Pure but for the jitter.
+
+use std::time::Duration;
+
+use super::stream::End;
+
+/// First pause; doubled for each round in which no replica served.
+const FIRST: Duration = Duration::from_millis(100);
+/// Longest pause.
+const LONGEST: Duration = Duration::from_secs(10);
+/// A replica whose view is older than this is left for a fresher one, while there is one to try.
+const OLD: Duration = Duration::from_secs(15);
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Turn {
+    /// Index of the replica.
+    pub(super) index: usize,
+    /// How long to wait before.
+    pub(super) pause: Duration,
+    /// How old its view may be; nothing: as old as it is.
+    pub(super) oldest: Option<Duration>,
+}
+
+/// Goes round the replicas.
+#[derive(Debug)]
+pub(super) struct Rotation {
+    next: usize,
+    failures: u32,
+    /// Ages of the views that were left for being old since a replica last served.
+    ages: Vec<Option<Duration>>,
+    fresh_start: bool,
+}
+
+impl Rotation {
+    /// Over `count` replicas, of which there is at least one.
+    pub(super) fn new(count: usize) -> Self {
+        Self { next: 0, failures: 0, ages: vec![None; count.max(1)], fresh_start: true }
+    }
+
+    /// The next turn.
+    pub(super) fn next(&mut self) -> Turn {
+        let count = self.ages.len();
+        let pause = if std::mem::take(&mut self.fresh_start) { Duration::ZERO } else { jitter(self.base()) };
+        let tried = usize::try_from(self.failures).unwrap_or(usize::MAX);
+        let best = self.ages.iter().enumerate().filter_map(|(index, age)| age.map(|age| (age, index))).min();
+        // Once every replica was asked, the freshest of the old ones is better than none.
+        match best {
+            Some((_, index)) if tried >= count => Turn { index, pause, oldest: None },
+            _ => Turn { index: self.next, pause, oldest: (count > 1).then_some(OLD) },
+        }
+    }
+
+    /// Takes note of how a stream ended.
+    pub(super) fn ended(&mut self, index: usize, end: &End) {
+        self.next = (index + 1) % self.ages.len();
+        match end {
+            End::AfterServing(_) => {
+                self.failures = 0;
+                self.ages.fill(None);
+            }
+            End::Old(age) => {
+                self.ages[index] = Some(*age);
+                self.failures = self.failures.saturating_add(1);
+            }
+            End::Unreachable(_) | End::BeforeServing(_) | End::BackInTime => {
+                self.ages[index] = None;
+                self.failures = self.failures.saturating_add(1);
+            }
+        }
+    }
+
+    /// The first try at each replica comes quickly, since another one may well be up; then each round waits twice as long.
+    fn base(&self) -> Duration {
+        let rounds = self.failures / u32::try_from(self.ages.len()).unwrap_or(u32::MAX);
+        FIRST.saturating_mul(1 << rounds.min(10)).min(LONGEST)
+    }
+}
+
+/// Half to one and a half times as long, so that nodes that lost a replica together don't come back together.
+fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64(rand::random_range(0.5..1.5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed() -> End {
+        End::Unreachable("nobody there".to_owned())
+    }
+
+    #[test]
+    fn replicas_are_tried_in_turn_with_growing_bounded_pauses() {
+        let mut rotation = Rotation::new(3);
+        assert_eq!(rotation.next().pause, Duration::ZERO);
+        let mut longest = Duration::ZERO;
+        for n in 0..60 {
+            let turn = rotation.next();
+            assert_eq!(turn.index, n % 3);
+            assert!(turn.pause <= LONGEST.mul_f64(1.5));
+            longest = longest.max(turn.pause);
+            rotation.ended(turn.index, &failed());
+        }
+        assert!(longest >= LONGEST / 2);
+        rotation.ended(0, &End::AfterServing("cut".to_owned()));
+        assert!(rotation.next().pause <= FIRST.mul_f64(1.5));
+    }
+
+    #[test]
+    fn of_old_views_the_freshest_serves_once_all_were_asked() {
+        let mut rotation = Rotation::new(3);
+        for (index, end) in
+            [End::Old(Duration::from_secs(60)), End::Old(Duration::from_secs(20)), failed()].iter().enumerate()
+        {
+            let turn = rotation.next();
+            assert_eq!((turn.index, turn.oldest), (index, Some(OLD)));
+            rotation.ended(index, end);
+        }
+        let turn = rotation.next();
+        assert_eq!((turn.index, turn.oldest), (1, None));
+        rotation.ended(1, &failed());
+        assert_eq!(rotation.next().index, 0, "the other old one is better than none");
+    }
+
+    #[test]
+    fn a_single_replica_may_be_as_old_as_it_is() {
+        assert_eq!(Rotation::new(1).next().oldest, None);
+    }
+}
