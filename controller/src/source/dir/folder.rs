@@ -1,0 +1,228 @@
+//! The folder's content: files, their documents, and which of them gives each object. Pure: it is told what files hold.
+//!
+//! A document whose text did not change is not parsed again. While a file is broken (a document that is no YAML, an object
+//! that is none), objects that it gave before and that are not found in it now keep their last good version: nobody can know
+//! whether they are in the broken part. Of an object in two places the first by path and document gives it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use serde_json::Value;
+use sheave_index::{ObjectKey, Strings};
+
+use super::fault::Fault;
+use super::parse::{self, Item, Parsed};
+use super::split::documents;
+
+/// What is found at a path.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// A file's bytes.
+    Bytes(Vec<u8>),
+    /// There is no such file (any more).
+    Gone,
+    /// It can't be read, and why; or it is too large to be.
+    Unreadable { message: String, remedy: String },
+}
+
+#[derive(Debug)]
+struct Doc {
+    hash: u64,
+    number: usize,
+    line: usize,
+    parsed: Parsed,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    docs: Vec<Doc>,
+    /// The last good versions of objects that may be in the part that is broken now.
+    kept: Vec<Arc<Item>>,
+    unreadable: Option<Fault>,
+}
+
+impl File {
+    /// Every object with its place in the file of this path.
+    fn items<'a>(&'a self, path: &'a Arc<str>) -> impl Iterator<Item = (Spot, &'a Arc<Item>)> {
+        let spot = move |kept, document, index| Spot { kept, path: path.clone(), document, index };
+        let found = self.docs.iter().flat_map(move |doc| {
+            let items = doc.parsed.items.iter().enumerate();
+            items.map(move |(index, item)| (spot(false, doc.number, index), item))
+        });
+        found.chain(self.kept.iter().enumerate().map(move |(index, item)| (spot(true, 0, index), item)))
+    }
+}
+
+/// Where an object is written. The order is the order of precedence: a kept version counts only while there is no other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Spot {
+    kept: bool,
+    path: Arc<str>,
+    document: usize,
+    index: usize,
+}
+
+/// Every file that was read.
+#[derive(Debug, Default)]
+pub(super) struct Folder {
+    files: BTreeMap<Arc<str>, File>,
+    owners: HashMap<ObjectKey, BTreeMap<Spot, Arc<Item>>>,
+    strings: Strings,
+}
+
+impl Folder {
+    /// Takes in what a file holds now. Returns the objects that are new, changed or gone.
+    pub(super) fn update(&mut self, path: &str, content: Content) -> BTreeSet<ObjectKey> {
+        let path: Arc<str> = path.into();
+        let old = self.files.remove(&path).unwrap_or_default();
+        let before: HashMap<ObjectKey, Option<Arc<Item>>> =
+            old.items(&path).map(|(_, item)| (item.key.clone(), self.owner(&item.key).cloned())).collect();
+        self.disown(&path, &old);
+        let file = self.read(&path, content, old);
+        for (spot, item) in file.items(&path) {
+            self.owners.entry(item.key.clone()).or_default().insert(spot, item.clone());
+        }
+        let after: BTreeSet<ObjectKey> = file.items(&path).map(|(_, item)| item.key.clone()).collect();
+        if !file.docs.is_empty() || !file.kept.is_empty() || file.unreadable.is_some() {
+            self.files.insert(path, file);
+        }
+        let same = |key: &ObjectKey| match (before.get(key).and_then(Option::as_ref), self.owner(key)) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old == new,
+            (old, new) => old.is_none() && new.is_none(),
+        };
+        before.keys().cloned().chain(after).filter(|key| !same(key)).collect()
+    }
+
+    /// The object's version that counts.
+    pub(super) fn owner(&self, key: &ObjectKey) -> Option<&Arc<Item>> {
+        self.owners.get(key)?.values().next()
+    }
+
+    /// Every file that is known.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.files.keys()
+    }
+
+    /// Every object.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.owners.keys()
+    }
+
+    /// Everything that is wrong now.
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        let mut all = Vec::new();
+        for (path, file) in &self.files {
+            all.extend(file.unreadable.clone());
+            for doc in &file.docs {
+                for (line, fault) in &doc.parsed.faults {
+                    let line = line.map(|line| format!(", line {}", doc.line + line)).unwrap_or_default();
+                    let start = if line.is_empty() { format!(" from line {}", doc.line) } else { String::new() };
+                    let kept = if doc.parsed.broken { "; objects this file gave before stay" } else { "" };
+                    all.push(Fault {
+                        place: format!("{path}, document {}{start}{line}", doc.number),
+                        remedy: format!("{}{kept}", fault.remedy),
+                        ..fault.clone()
+                    });
+                }
+            }
+        }
+        let mut twice: Vec<_> = self.owners.iter().filter(|(_, spots)| spots.len() > 1).collect();
+        twice.sort_by_key(|(key, _)| *key);
+        for (key, spots) in twice {
+            let Some(first) = spots.keys().next() else { continue };
+            // A kept version beside a good one elsewhere is an object that moved, not one that is there twice.
+            let again = spots.keys().skip(1).filter(|spot| !spot.kept);
+            all.extend(again.map(|spot| Fault {
+                place: format!("{}, document {}", spot.path, spot.document),
+                kind: key.kind.as_str().to_owned(),
+                field: "metadata.name".to_owned(),
+                message: format!("{key} is already in {}, which keeps it", first.path),
+                remedy: "take one of the two out".to_owned(),
+            }));
+        }
+        all
+    }
+
+    fn disown(&mut self, path: &Arc<str>, file: &File) {
+        for (spot, item) in file.items(path) {
+            if let Some(spots) = self.owners.get_mut(&item.key) {
+                spots.remove(&spot);
+                if spots.is_empty() {
+                    self.owners.remove(&item.key);
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, path: &Arc<str>, content: Content, old: File) -> File {
+        let bytes = match content {
+            Content::Gone => return File::default(),
+            Content::Unreadable { message, remedy } => {
+                let remedy = format!("{remedy}; objects this file gave before stay");
+                let unreadable = Some(Fault { place: path.to_string(), message, remedy, ..Fault::default() });
+                return File { unreadable, ..old };
+            }
+            Content::Bytes(bytes) => bytes,
+        };
+        let Ok(text) = std::str::from_utf8(&bytes) else {
+            let message = "is not UTF-8".to_owned();
+            let remedy = "save it as UTF-8; objects this file gave before stay".to_owned();
+            return File { unreadable: Some(Fault { place: path.to_string(), message, remedy, ..Fault::default() }), ..old };
+        };
+        let earlier: Vec<Arc<Item>> = old.items(path).map(|(_, item)| item.clone()).collect();
+        let docs = if path.ends_with(".json") { self.json(text) } else { self.yaml(text, old.docs) };
+        let mut file = File { docs, ..File::default() };
+        if file.docs.iter().any(|doc| doc.parsed.broken) {
+            let found: BTreeSet<ObjectKey> = file.items(path).map(|(_, item)| item.key.clone()).collect();
+            file.kept = earlier.into_iter().filter(|item| !found.contains(&item.key)).collect();
+        }
+        file
+    }
+
+    fn yaml(&mut self, text: &str, old: Vec<Doc>) -> Vec<Doc> {
+        let mut known: HashMap<u64, Vec<Parsed>> = HashMap::new();
+        for doc in old {
+            known.entry(doc.hash).or_default().push(doc.parsed);
+        }
+        let mut docs = Vec::new();
+        for document in documents(text) {
+            let mut hasher = DefaultHasher::new();
+            document.text.hash(&mut hasher);
+            let hash = hasher.finish();
+            let parsed = known.get_mut(&hash).and_then(Vec::pop);
+            let parsed = parsed.unwrap_or_else(|| parse::yaml(&document, &mut self.strings));
+            docs.push(Doc { hash, number: document.number, line: document.line, parsed });
+        }
+        docs
+    }
+
+    /// A JSON file is read as a whole: values follow each other without a marker that could be found unparsed.
+    fn json(&mut self, text: &str) -> Vec<Doc> {
+        let mut docs = Vec::new();
+        let mut stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+        loop {
+            let start = stream.byte_offset();
+            let blank = text[start..].len() - text[start..].trim_start().len();
+            let line = text[..start + blank].matches('\n').count() + 1;
+            let number = docs.len() + 1;
+            match stream.next() {
+                None => return docs,
+                Some(Ok(value)) => {
+                    let parsed = parse::json(value, stream.byte_offset() - start, &mut self.strings);
+                    docs.push(Doc { hash: 0, number, line, parsed });
+                }
+                Some(Err(error)) => {
+                    let mut parsed = Parsed { broken: true, ..Parsed::default() };
+                    // serde_json counts lines from the start of the file.
+                    let at = Some(error.line().saturating_sub(line));
+                    let message = format!("is no JSON: {error}");
+                    let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
+                    parsed.fault(at, "", "", message, "mend the syntax");
+                    docs.push(Doc { hash: 0, number, line, parsed });
+                    return docs;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! inotify: which files have been written, moved or removed, and when everything must be looked at anew.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, timeout_at};
+
+use super::scan::name_of;
+
+/// Events that follow each other within this time are one change; a tool that writes several files makes one batch of them.
+const QUIET: Duration = Duration::from_millis(2);
+/// A change is told after this time at the latest, however many events follow.
+const LATEST: Duration = Duration::from_millis(10);
+/// Room for a few hundred events at a time.
+const BUFFER: usize = 64 * 1024;
+
+/// What has happened in the folder.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// Manifests that were written to, moved or removed, by path from the folder.
+    pub(super) files: BTreeSet<String>,
+    /// Folders or links have changed, or events were lost: look at everything.
+    pub(super) everything: bool,
+}
+
+impl Changes {
+    fn is_empty(&self) -> bool {
+        self.files.is_empty() && !self.everything
+    }
+}
+
+/// Watches a folder and those inside it.
+pub(super) struct Watcher {
+    root: PathBuf,
+    inotify: AsyncFd<Inotify>,
+    dirs: HashMap<WatchDescriptor, PathBuf>,
+    buffer: Vec<u8>,
+}
+
+impl Watcher {
+    /// # Errors
+    /// When the kernel has no inotify instance left for this user.
+    pub(super) fn new(root: &Path) -> io::Result<Self> {
+        let inotify = AsyncFd::new(Inotify::init()?)?;
+        Ok(Self { root: root.to_owned(), inotify, dirs: HashMap::new(), buffer: vec![0; BUFFER] })
+    }
+
+    /// Watches these folders and no others. Returns whether some are watched only from now on, so that a change made
+    /// before may have been missed.
+    ///
+    /// # Errors
+    /// When the kernel has no watch left for this user. Folders that are gone are passed over.
+    pub(super) fn follow(&mut self, dirs: &BTreeSet<PathBuf>) -> io::Result<bool> {
+        let stale: Vec<_> = self.dirs.iter().filter(|(_, dir)| !dirs.contains(*dir)).map(|(wd, _)| wd.clone()).collect();
+        let mut watches = self.inotify.get_ref().watches();
+        for descriptor in stale {
+            self.dirs.remove(&descriptor);
+            // The kernel has dropped the watch already when the folder is gone.
+            let _ = watches.remove(descriptor);
+        }
+        let mask = WatchMask::CREATE
+            | WatchMask::CLOSE_WRITE
+            | WatchMask::MOVED_TO
+            | WatchMask::MOVED_FROM
+            | WatchMask::DELETE
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF;
+        let mut new = false;
+        for dir in dirs {
+            match watches.add(dir, mask | WatchMask::ONLYDIR) {
+                // The same descriptor for the same folder; another one where another folder took its name.
+                Ok(descriptor) => new |= self.dirs.insert(descriptor, dir.clone()).as_ref() != Some(dir),
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => return Err(error), // the limit of watches
+                Err(_) => {}
+            }
+        }
+        Ok(new)
+    }
+
+    /// Waits for the next change, and a moment more for those that belong to it.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub(super) async fn next(&mut self) -> io::Result<Changes> {
+        let mut changes = Changes::default();
+        while changes.is_empty() {
+            self.read(&mut changes).await?;
+        }
+        let latest = Instant::now() + LATEST;
+        loop {
+            let until = (Instant::now() + QUIET).min(latest);
+            match timeout_at(until, self.read(&mut changes)).await {
+                Ok(read) => read?,
+                Err(_) => return Ok(changes),
+            }
+            if Instant::now() >= latest {
+                return Ok(changes);
+            }
+        }
+    }
+
+    async fn read(&mut self, changes: &mut Changes) -> io::Result<()> {
+        loop {
+            let mut ready = self.inotify.readable_mut().await?;
+            let result = ready.try_io(|inotify| {
+                let events = inotify.get_mut().read_events(&mut self.buffer)?;
+                for event in events {
+                    note(&self.root, &self.dirs, event.mask, &event.wd, event.name, changes);
+                }
+                Ok(())
+            });
+            match result {
+                Ok(result) => return result,
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+fn note(
+    root: &Path,
+    dirs: &HashMap<WatchDescriptor, PathBuf>,
+    mask: EventMask,
+    descriptor: &WatchDescriptor,
+    name: Option<&std::ffi::OsStr>,
+    changes: &mut Changes,
+) {
+    if mask.contains(EventMask::IGNORED) {
+        return;
+    }
+    let path = dirs.get(descriptor).zip(name).map(|(dir, name)| dir.join(name));
+    let Some(path) = path.filter(|_| !mask.contains(EventMask::ISDIR)) else {
+        changes.everything = true;
+        return;
+    };
+    match name_of(root, &path) {
+        // A new file is empty until its writer closes it, unless it is a link to one that is not.
+        Some(_) if mask.contains(EventMask::CREATE) && !is_link(&path) => {}
+        Some(name) => {
+            changes.files.insert(name);
+        }
+        // Whoever writes a file of another kind changes nothing; a link or folder that comes or goes may change much.
+        None => changes.everything |= !mask.contains(EventMask::CLOSE_WRITE),
+    }
+}
+
+/// A symbolic link, or one more name of a file that exists.
+fn is_link(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    path.symlink_metadata().is_ok_and(|meta| meta.is_symlink() || meta.nlink() > 1)
+}
+
