@@ -226,9 +226,18 @@ impl Cluster {
 
     /// Starts the proxy of a node with another `--datapath`.
     pub fn start_proxy_with(&self, node: &Node, path: &str) -> Result<()> {
+        self.start_proxy_in(node, path, &node.cgroup)
+    }
+
+    /// Starts the proxy of a node with another `--datapath` and `--cgroup`.
+    pub fn start_proxy_in(&self, node: &Node, path: &str, cgroup: &Path) -> Result<()> {
         let endpoints: Vec<_> = lock(&self.replicas).iter().map(|replica| replica.endpoint.clone()).collect();
         let mut command = Command::new(program("sheave-proxy")?);
-        command.arg("run").args(Self::node_arguments(node)).args(["--datapath", path]);
+        let mut arguments = Self::node_arguments(node);
+        if let Some(value) = arguments.iter().position(|argument| argument == "--cgroup").map(|flag| flag + 1) {
+            arguments[value] = cgroup.display().to_string();
+        }
+        command.arg("run").args(arguments).args(["--datapath", path]);
         command.args(["--controller", &endpoints.join(",")]);
         if self.options.tls {
             command.arg("--tls-dir").arg(self.tls().join("nodes").join(&node.name));

@@ -9,6 +9,7 @@ pub mod address;
 pub mod agent;
 pub mod cgroup;
 pub mod cluster;
+pub mod deployment;
 pub mod kube;
 pub mod metrics;
 pub mod netns;

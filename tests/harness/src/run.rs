@@ -54,9 +54,7 @@ impl Run {
 /// Call this first in `main`: returns in the runner only. The other stages (and test pods, which are this program too) run
 /// to their end in here and exit with the runner's code.
 pub fn enter() -> Result<Run> {
-    if env::args_os().nth(1).is_some_and(|first| first == testpod::ARGUMENT) {
-        exit(testpod::main());
-    }
+    testpod::run_if_asked();
     match env::var(STAGE).as_deref() {
         Ok("init") => {
             let code = init()?;

@@ -18,9 +18,17 @@ use anyhow::{Context, Result};
 /// First argument that makes a program of the harness a test pod.
 pub const ARGUMENT: &str = "sheave-testpod";
 
+/// Where this program was started as a test pod: is one, and never returns. A `main` that reads its own arguments before
+/// [`crate::run::enter`] calls this first.
+pub fn run_if_asked() {
+    if std::env::args_os().nth(1).is_some_and(|first| first == ARGUMENT) {
+        std::process::exit(main());
+    }
+}
+
 /// Runs until killed. Arguments after [`ARGUMENT`]: the control socket, this pod's name, then its servers (`tcp:8080`).
 /// The result is an exit code.
-pub(crate) fn main() -> i32 {
+fn main() -> i32 {
     match run() {
         Ok(()) => 0,
         Err(error) => {

@@ -96,10 +96,10 @@ impl Api {
         let mut kept = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let request = self.request_text(method, path, &body.map(Value::to_string).unwrap_or_default());
         // A kept connection may have been closed meanwhile (the server was restarted, say): then once more on a new one.
-        if let Some(connection) = kept.take() {
-            if let Ok(answer) = exchange(connection, &request, &mut kept) {
-                return Ok(answer);
-            }
+        if let Some(connection) = kept.take()
+            && let Ok(answer) = exchange(connection, &request, &mut kept)
+        {
+            return Ok(answer);
         }
         let connection = self.connect().with_context(|| format!("API server at {}", self.address))?;
         exchange(connection, &request, &mut kept).with_context(|| format!("{method} {path}"))

@@ -56,12 +56,18 @@ impl Control {
         match request {
             Request::Listen { kind, port } => self.servers.listen(kind, port).and_then(value),
             Request::Records => value(self.servers.records()),
-            Request::ClearRecords => value(self.servers.clear()),
+            Request::ClearRecords => {
+                self.servers.clear();
+                value(())
+            }
             Request::Ask(ask) => value(if udp::is_udp(&ask) { udp::ask(&ask) } else { client::ask(&ask) }),
             Request::Open(ask) => value(self.held.open(&ask)?),
             Request::Ping { id, target } => value(self.held.ping(id, target)?),
             Request::Finish { id } => value(self.held.finish(id)?),
-            Request::Close { id } => value(self.held.close(id)),
+            Request::Close { id } => {
+                self.held.close(id);
+                value(())
+            }
             Request::Beat { id, every } => value(self.held.beat(id, every)?),
             Request::BeatStop { id } => value(self.held.beat_stop(id)?),
             Request::LoadStart(load) => value(self.loads.start(&load)?),

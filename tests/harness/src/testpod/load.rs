@@ -29,11 +29,14 @@ struct Running {
     report: Mutex<LoadReport>,
 }
 
+/// A load and its workers.
+type Started = (Arc<Running>, Vec<JoinHandle<()>>);
+
 /// All loads of this pod, by number.
 #[derive(Default)]
 pub(super) struct Loads {
     next: AtomicU64,
-    all: Mutex<HashMap<u64, (Arc<Running>, Vec<JoinHandle<()>>)>>,
+    all: Mutex<HashMap<u64, Started>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,0 +1,100 @@
+//! What cases assert: who answers, from which address it looks, and how it fails.
+//!
+//! A change takes a moment to reach a node, so each check first waits until what it expects is there at all, and only then
+//! insists: from that moment on every single answer must be right.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use sheave_harness::agent::Agent;
+use sheave_harness::testpod::protocol::{Answer, Ask, How, Kind, Outcome};
+use sheave_harness::wait::until;
+
+/// A change reaches every node well within this, on a loaded machine with debug builds.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// Right answers in a row that count as "the change has arrived".
+const ARRIVED: usize = 6;
+/// Questions until every one of a few servers must have answered: with five servers chosen at random, all but one in
+/// 10^12 such rows of questions find each of them.
+const ENOUGH: usize = 130;
+/// How long silence lasts before it is called that. Everything here answers within a millisecond or two.
+const SILENCE: u64 = 700;
+
+/// A question of this kind, in the ordinary way.
+pub(crate) fn question(kind: Kind, target: SocketAddr) -> Ask {
+    let ask = Ask::new(kind, target);
+    if kind == Kind::Udp { Ask { how: How::Unconnected, say: "ping".into(), ..ask } } else { ask }
+}
+
+/// Asks until exactly `names` answer, all of them and nobody else, each seeing one of `sources`.
+pub(crate) fn served_by(agent: &Agent, ask: &Ask, names: &[String], sources: &[IpAddr]) -> Result<()> {
+    let right = |answer: &Answer| -> Result<String> {
+        let server = expect_served(agent, ask, answer)?;
+        ensure!(
+            names.contains(&server),
+            "{} asks {}: {server} answers, not one of {names:?}",
+            agent.name(),
+            ask.target
+        );
+        Ok(server)
+    };
+    until(&format!("{} asks {} {} and is served", agent.name(), ask.kind.name(), ask.target), SOON, || {
+        (0..ARRIVED).try_for_each(|_| right(&agent.ask(ask)?).map(drop))
+    })?;
+    let mut seen = BTreeSet::new();
+    for _ in 0..ENOUGH {
+        let answer = agent.ask(ask)?;
+        seen.insert(right(&answer)?);
+        names_are_right(agent, ask, &answer, sources)?;
+        if seen.len() == names.len() {
+            return Ok(());
+        }
+    }
+    bail!("{} asks {} {ENOUGH} times: only {seen:?} of {names:?} answer", agent.name(), ask.target)
+}
+
+/// The server's name, when one answered.
+pub(crate) fn expect_served(agent: &Agent, ask: &Ask, answer: &Answer) -> Result<String> {
+    match (&answer.outcome, &answer.server) {
+        (Outcome::Served, Some(server)) => Ok(server.clone()),
+        _ => bail!("{} asks {:?} {}: {:?}", agent.name(), ask.kind, ask.target, answer),
+    }
+}
+
+/// The backend sees an address it should, and the client's own socket shows the frontend.
+fn names_are_right(agent: &Agent, ask: &Ask, answer: &Answer, sources: &[IpAddr]) -> Result<()> {
+    let client = answer.client.map(|client| client.ip());
+    let right = client.is_some_and(|client| sources.contains(&client));
+    ensure!(right, "{} asks {}: the backend sees {client:?}, not one of {sources:?}", agent.name(), ask.target);
+    let peer = answer.peer.map(|peer| SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+    ensure!(peer == Some(ask.target), "{} asks {}: its socket's peer is {peer:?}", agent.name(), ask.target);
+    Ok(())
+}
+
+/// Asks once everything has arrived, and expects this outcome three times in a row.
+pub(crate) fn ends_in(agent: &Agent, ask: &Ask, outcome: &Outcome) -> Result<()> {
+    let ask = if *outcome == Outcome::Dropped { Ask { patience: SILENCE, ..ask.clone() } } else { ask.clone() };
+    let what = format!("{} asks {} {}: {outcome:?}", agent.name(), ask.kind.name(), ask.target);
+    until(&what, SOON, || {
+        let answer = agent.ask(&ask)?;
+        ensure!(answer.outcome == *outcome, "{answer:?}");
+        Ok(())
+    })?;
+    for _ in 0..2 {
+        let answer = agent.ask(&ask)?;
+        ensure!(answer.outcome == *outcome, "{what}, once; then {answer:?}");
+    }
+    Ok(())
+}
+
+/// Expects a refusal (RST or port unreachable), not silence.
+pub(crate) fn refused(agent: &Agent, kind: Kind, target: SocketAddr) -> Result<()> {
+    ends_in(agent, &question(kind, target), &Outcome::Refused)
+}
+
+/// Expects silence.
+pub(crate) fn dropped(agent: &Agent, kind: Kind, target: SocketAddr) -> Result<()> {
+    ends_in(agent, &question(kind, target), &Outcome::Dropped)
+}

@@ -1,0 +1,83 @@
+//! `sheave-e2e`: every case of the product's behaviour, on both data paths, on a real API server or a folder of YAML.
+//!
+//! One world of namespaces serves the whole run; each pair of data path and source gets fresh programs on it, and each case
+//! a Kubernetes namespace of its own. What a case claims is its name; where it looks is in its file.
+#![expect(clippy::print_stdout, reason = "a test program reports on standard output")]
+
+mod bad_input;
+mod case;
+mod changes;
+mod check;
+mod context;
+mod endpoints;
+mod faults;
+mod leftovers;
+mod lifecycle;
+mod restarts;
+mod runner;
+mod selectorless;
+mod services;
+mod sockets;
+mod udp;
+mod vips;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use sheave_harness::cluster::DataPath;
+use sheave_harness::{run, testpod};
+
+use crate::case::Case;
+
+/// Which part of the cases to run.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Only cases whose name contains one of these parts (separated by commas).
+    #[arg(long, default_value = "")]
+    cases: String,
+    /// Data paths to run them on.
+    #[arg(long, default_value = "ebpf,userspace")]
+    paths: String,
+    /// Sources to run them from.
+    #[arg(long, default_value = "kube,dir")]
+    sources: String,
+    /// Name the cases and run none.
+    #[arg(long)]
+    list: bool,
+}
+
+/// Every case of every topic, in the order of the run: what stops programs comes last.
+fn table() -> impl Iterator<Item = &'static Case> {
+    let topics: [&[Case]; 11] = [
+        services::CASES,
+        sockets::CASES,
+        vips::CASES,
+        endpoints::CASES,
+        selectorless::CASES,
+        changes::CASES,
+        udp::CASES,
+        bad_input::CASES,
+        lifecycle::CASES,
+        restarts::CASES,
+        faults::CASES,
+    ];
+    topics.into_iter().flatten()
+}
+
+fn main() -> Result<ExitCode> {
+    testpod::run_if_asked();
+    let arguments = Arguments::parse();
+    let wanted: Vec<_> = arguments.cases.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    let chosen = |case: &&Case| wanted.is_empty() || wanted.iter().any(|part| case.name.contains(part));
+    let cases: Vec<_> = table().filter(chosen).collect();
+    if arguments.list {
+        cases.iter().for_each(|case| println!("{}", case.name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let run = run::enter()?;
+    let paths = [DataPath::Ebpf, DataPath::Userspace];
+    let paths: Vec<_> = paths.into_iter().filter(|path| arguments.paths.contains(path.name())).collect();
+    let sources: Vec<_> = ["kube", "dir"].into_iter().filter(|source| arguments.sources.contains(source)).collect();
+    runner::run(&run, &cases, &paths, &sources)
+}
