@@ -17,7 +17,8 @@ pub(crate) use service::{Direction, Path, PortCounters, Reason, ServiceMetrics};
 
 /// From a controller seeing a change to the data paths having it: 100 us to 60 s, about three steps to a decade.
 const PROGRAMMING_BUCKETS: [f64; 19] = [
-    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0,
+    0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+    60.0,
 ];
 
 /// The registry and the handles of what this program counts itself.
@@ -56,6 +57,8 @@ pub(crate) struct Metrics {
     pub(crate) hook_translations: IntCounterVec,
     /// Connections that the hook refused for lack of an endpoint.
     pub(crate) hook_refused: IntCounter,
+    /// Calls that the hook left to the packet path, by `reason`.
+    pub(crate) hook_passed: IntCounterVec,
     /// By `map`.
     pub(crate) map_entries: IntGaugeVec,
     /// By `map`.
@@ -127,6 +130,11 @@ impl Metrics {
                 &["family", "protocol"],
             )?,
             hook_refused: counter("sheave_hook_refused_total", "Connections the socket hook refused: no endpoint.")?,
+            hook_passed: counters(
+                "sheave_hook_passed_total",
+                "Calls to a frontend that the socket hook left to the packet path.",
+                &["reason"],
+            )?,
             map_entries: gauges("sheave_map_entries", "Entries of a kernel map.", &["map"])?,
             map_capacity: gauges("sheave_map_capacity", "Entries that a kernel map has room for.", &["map"])?,
             disk_errors: counter("sheave_disk_errors_total", "Snapshots that could not be written to disk.")?,

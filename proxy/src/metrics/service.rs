@@ -146,7 +146,12 @@ impl ServiceMetrics {
     }
 
     /// The counters of a Service port that has its own.
-    pub(crate) fn existing(&self, service: &ServiceKey, port: &Arc<str>, protocol: Protocol) -> Option<Arc<PortCounters>> {
+    pub(crate) fn existing(
+        &self,
+        service: &ServiceKey,
+        port: &Arc<str>,
+        protocol: Protocol,
+    ) -> Option<Arc<PortCounters>> {
         self.get(&PortId { service: service.clone(), port: port.clone(), protocol })
     }
 
@@ -209,7 +214,12 @@ impl Collector for ServiceCollector {
         let mut families = self.desc().into_iter().map(family).collect::<Vec<_>>();
         let mut add = |index: usize, id: Option<&PortId>, last: &str, value: u64| {
             if value > 0 {
-                families[index].mut_metric().push(metric(id, [&self.connections, &self.bytes, &self.errors][index], last, value));
+                families[index].mut_metric().push(metric(
+                    id,
+                    [&self.connections, &self.bytes, &self.errors][index],
+                    last,
+                    value,
+                ));
             }
         };
         let mut add_port = |id: Option<&PortId>, counters: &PortCounters| {

@@ -1,0 +1,201 @@
+//! Which data path forwards, and starting it. The userspace path always runs; in ebpf mode the socket hooks are on top.
+
+mod follow;
+mod kernel;
+mod merge;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use futures::FutureExt;
+use sheave_reconcile::Reconciler;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::admin::Refresh;
+use crate::args::Datapath;
+use crate::cgroup::{self, CgroupError};
+use crate::config::{Config, NodeConfig};
+use crate::metrics::Metrics;
+use crate::store::StoreHandle;
+use crate::supervise::{Policy, Stop, Supervisor};
+use crate::userspace::{self, Userspace};
+use follow::{Follow, Follower, Scrape};
+
+/// Scrapes that may wait for the loop; more are answered without the kernel's numbers.
+const SCRAPES: usize = 4;
+
+/// What was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// Whether socket hooks are attached.
+    pub(crate) ebpf: bool,
+    /// Why, for the log and the metric.
+    pub(crate) reason: String,
+}
+
+impl Choice {
+    /// As flags and metrics say it.
+    pub(crate) fn mode(&self) -> &'static str {
+        if self.ebpf { "ebpf" } else { "userspace" }
+    }
+}
+
+/// Chooses: what was asked for, or, with `auto`, eBPF where this machine can.
+///
+/// # Errors
+/// One line: where eBPF was asked for and can't be, and where --cgroup is a mistake in any mode that would use it.
+pub(crate) fn choose(config: &Config) -> Result<Choice, String> {
+    let can = || -> Result<(), String> {
+        cgroup::check(&config.node.cgroup).map_err(|error| error.to_string())?;
+        kernel::probe(&config.node)
+    };
+    match config.datapath {
+        Datapath::Userspace => Ok(Choice { ebpf: false, reason: "asked for".to_owned() }),
+        Datapath::Ebpf => match can() {
+            Ok(()) => Ok(Choice { ebpf: true, reason: "asked for".to_owned() }),
+            Err(why) => Err(format!("--datapath ebpf: {why}")),
+        },
+        Datapath::Auto => {
+            if let Err(error @ CgroupError::OnlyMe { .. }) = cgroup::check(&config.node.cgroup) {
+                return Err(error.to_string());
+            }
+            Ok(match can() {
+                Ok(()) => Choice { ebpf: true, reason: "this machine can".to_owned() },
+                Err(reason) => Choice { ebpf: false, reason },
+            })
+        }
+    }
+}
+
+/// What runs.
+pub(crate) struct Running {
+    /// The revision that every data path has.
+    pub(crate) programmed: watch::Receiver<u64>,
+    /// Brings the kernel's numbers into the metrics.
+    pub(crate) refresh: Vec<Refresh>,
+    userspace: Userspace,
+}
+
+/// Starts what was chosen. `stale` says that the store holds a file of another boot or namespace.
+///
+/// # Errors
+/// One line each: what the machine lacks, or what could not be loaded.
+pub(crate) fn start(
+    config: &Config,
+    choice: &Choice,
+    store: &StoreHandle,
+    stale: bool,
+    metrics: &Metrics,
+    supervisor: &Supervisor,
+) -> anyhow::Result<Running> {
+    let userspace =
+        userspace::start(&userspace_options(&config.node, config.threads), store.snapshots.clone(), metrics)?;
+    let mut paths = vec![userspace.programmed()];
+    let mut refresh = Vec::new();
+    if choice.ebpf {
+        let (programmed, scrapes) = start_ebpf(config, store, stale, metrics, supervisor)?;
+        paths.push(programmed);
+        refresh.push(refresher(scrapes));
+    } else if kernel::remove(&config.node).context("programs of an earlier run can't be removed")? {
+        tracing::info!("programs of an earlier run in ebpf mode were removed");
+    }
+    let (all, programmed) = watch::channel(0);
+    let shutdown = supervisor.shutdown.clone();
+    let mut once = Some((paths, all, metrics.clone()));
+    supervisor.spawn("programmed", Policy::Fatal, move || {
+        let (given, shutdown) = (once.take(), shutdown.clone());
+        async move {
+            let Some((paths, all, metrics)) = given else { return };
+            let mut applied = all.subscribe();
+            let count = async {
+                while applied.changed().await.is_ok() {
+                    metrics.revision_applied.set(i64::try_from(*applied.borrow_and_update()).unwrap_or(i64::MAX));
+                }
+            };
+            let (path, ()) = tokio::join!(merge::lowest(paths, all), count);
+            if !shutdown.is_stopped() {
+                tracing::error!(path, "a data path ended by itself; the proxy ends, what is in the kernel stays");
+                shutdown.stop(Stop::Failed);
+            }
+        }
+    });
+    Ok(Running { programmed, refresh, userspace })
+}
+
+impl Running {
+    /// Stops listening; what is open may go on until `deadline`. What is in the kernel stays.
+    pub(crate) async fn shutdown(self, deadline: std::time::Duration) {
+        self.userspace.shutdown(deadline).await;
+    }
+}
+
+/// Loads or adopts programs and maps, and starts the thread that keeps the maps in step.
+fn start_ebpf(
+    config: &Config,
+    store: &StoreHandle,
+    stale: bool,
+    metrics: &Metrics,
+    supervisor: &Supervisor,
+) -> anyhow::Result<(watch::Receiver<u64>, mpsc::Sender<Scrape>)> {
+    let (kernel, restored) = kernel::open(&config.node)?;
+    // Pinned maps of this boot and namespace are newer than any file; a file of another one says that they are not of it.
+    let hold = !restored.frontends.is_empty() && !stale;
+    tracing::info!(
+        frontends = restored.frontends.len(),
+        backends = restored.backends.len(),
+        hold,
+        "eBPF programs are attached"
+    );
+    let (programmed, revision) = watch::channel(0);
+    let (scrapes, queue) = mpsc::channel(SCRAPES);
+    let follow = Follow {
+        snapshots: store.snapshots.clone(),
+        complete: store.complete.clone(),
+        hold,
+        programmed,
+        scrapes: queue,
+        metrics: metrics.clone(),
+        shutdown: supervisor.shutdown.clone(),
+    };
+    let follower = Follower::new(kernel, Reconciler::new(&restored), follow);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("no runtime")?;
+    supervisor.thread("ebpf", move || runtime.block_on(follower.run())).context("no thread")?;
+    Ok((revision, scrapes))
+}
+
+fn refresher(scrapes: mpsc::Sender<Scrape>) -> Refresh {
+    Arc::new(move || {
+        let (done, answered) = oneshot::channel();
+        let asked = scrapes.try_send(done).is_ok();
+        async move {
+            if asked {
+                // An error means that the loop has ended; the page then shows its last numbers.
+                let _ = answered.await;
+            }
+        }
+        .boxed()
+    })
+}
+
+fn userspace_options(node: &NodeConfig, threads: usize) -> userspace::Options {
+    userspace::Options {
+        threads,
+        proxy_port: node.proxy_port,
+        mark_reply: node.mark_reply,
+        mark_own: node.mark_own,
+        route_table: node.route_table,
+        ..userspace::Options::default()
+    }
+}
+
+/// Removes everything of ours from this node's kernel.
+///
+/// # Errors
+/// What could not be removed. That something is not there is no error.
+pub(crate) fn clean(node: &NodeConfig) -> anyhow::Result<()> {
+    // The hooks first: what they no longer translate still meets the listeners' table, and then nothing.
+    let programs = kernel::remove(node).context("programs and pins can't be removed");
+    let table =
+        userspace::clean(&userspace_options(node, 1)).context("the nftables table, rules and routes can't be removed");
+    programs.and(Ok(())).and(table)
+}

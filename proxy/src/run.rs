@@ -1,0 +1,186 @@
+//! `sheave-proxy run`: brings the parts up in order, waits, and takes them down.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::admin::{self, Admin, Listener};
+use crate::config::Config;
+use crate::datapath::{self, Choice};
+use crate::discovery::Client;
+use crate::disk::{self, Identity, Keeper};
+use crate::logging::LogLevel;
+use crate::metrics::Metrics;
+use crate::status::{Phase, Source, Status};
+use crate::store::{Options, StoreHandle, StoreTask};
+use crate::supervise::{Policy, Shutdown, Stop, Supervisor};
+use crate::{lock, refused};
+
+/// How long open connections may go on after SIGTERM. Short: while nobody listens, new connections wait for the next
+/// process, and those that are open can't be handed to it.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// The parts that everything is built from.
+struct Parts {
+    config: Arc<Config>,
+    metrics: Metrics,
+    status: Status,
+    shutdown: Shutdown,
+    supervisor: Supervisor,
+    admin: Admin,
+}
+
+/// Serves until a signal. 0 after SIGTERM, 1 where a part failed, 2 where flags or machine can't work.
+pub(crate) async fn run(config: Config, log_level: LogLevel) -> anyhow::Result<ExitCode> {
+    let config = Arc::new(config);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %serde_json::to_string(&*config)?, "starting");
+    let (metrics, status, shutdown) = (Metrics::new()?, Status::default(), Shutdown::new());
+    let admin = Admin::new(config.clone(), metrics.clone(), status.clone(), log_level, shutdown.clone());
+    let supervisor = Supervisor::new(metrics.clone(), shutdown.clone());
+    let parts = Parts { config, metrics, status, shutdown, supervisor, admin };
+    parts.listen_to_signals()?;
+
+    let choice = match datapath::choose(&parts.config) {
+        Ok(choice) => choice,
+        Err(line) => return Ok(refused(&line)),
+    };
+    for listener in [Listener::Admin(parts.config.admin), Listener::Health(parts.config.health)] {
+        let admin = parts.admin.clone();
+        parts.supervisor.spawn("admin", Policy::Restart, move || admin::serve_tcp(admin.clone(), listener.clone()));
+    }
+    let waiting = |holder| {
+        tracing::info!(?holder, "another process owns this node; waiting until it ends");
+        parts.status.update(|state| state.phase = Phase::Waiting(holder));
+    };
+    let lock = tokio::select! {
+        lock = lock::acquire(&parts.config.node.state_dir, waiting) => match lock {
+            Ok(lock) => lock,
+            Err(error) => return Ok(refused(&error.to_string())),
+        },
+        stop = parts.shutdown.stopped() => return Ok(exit_code(stop)),
+    };
+    let code = parts.own(&choice).await;
+    // Held to the very end: whoever takes over finds nobody else at work.
+    drop(lock);
+    code
+}
+
+impl Parts {
+    fn listen_to_signals(&self) -> anyhow::Result<()> {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("told to stop; what is in the kernel stays");
+            shutdown.stop(Stop::Asked);
+        });
+        Ok(())
+    }
+
+    /// Owns the node until everything stops.
+    async fn own(&self, choice: &Choice) -> anyhow::Result<ExitCode> {
+        let identity = match Identity::current(&self.config.node.name) {
+            Ok(identity) => Arc::new(identity),
+            Err(error) => {
+                return Ok(refused(&format!(
+                    "boot id or namespace cookie can't be read: {error}; Linux 5.14 or newer is needed"
+                )));
+            }
+        };
+        let (store, stale) = self.start_store(&identity);
+        let running = datapath::start(&self.config, choice, &store, stale, &self.metrics, &self.supervisor);
+        let running = match running {
+            Ok(running) => running,
+            Err(error) => return Ok(refused(&format!("{error:#}"))),
+        };
+        tracing::info!(mode = choice.mode(), reason = choice.reason, "data path chosen");
+        self.metrics.datapath_info.with_label_values(&[choice.mode(), &choice.reason]).set(1);
+        self.status.update(|state| {
+            state.phase = Phase::Serving;
+            state.datapath = Some((choice.mode(), choice.reason.clone()));
+        });
+        self.admin.own(store.snapshots.clone(), running.refresh.clone());
+        let (admin, socket) = (self.admin.clone(), Listener::Socket(self.config.admin_socket.clone()));
+        self.supervisor
+            .spawn("admin-socket", Policy::Restart, move || admin::serve_unix(admin.clone(), socket.clone()));
+        let (freshness, snapshots, programmed) =
+            (self.admin.freshness.clone(), store.snapshots.clone(), running.programmed.clone());
+        self.supervisor
+            .spawn("health", Policy::Restart, move || freshness.clone().follow(snapshots.clone(), programmed.clone()));
+        let keeper = self.start_keeper(&store, identity);
+        let client = Client {
+            node: self.config.node.name.clone(),
+            endpoints: self.config.controllers.clone(),
+            tls_dir: self.config.tls_dir.clone(),
+            store,
+            programmed: running.programmed.clone(),
+            metrics: self.metrics.clone(),
+            status: self.status.clone(),
+            shutdown: self.shutdown.clone(),
+        };
+        self.supervisor.spawn("discovery", Policy::Restart, move || client.clone().run());
+
+        let stop = self.shutdown.stopped().await;
+        self.status.update(|state| state.phase = Phase::Stopping);
+        let saved = async { keeper.await };
+        let _ = tokio::join!(running.shutdown(DRAIN), saved);
+        tracing::info!("stopped");
+        Ok(exit_code(stop))
+    }
+
+    /// Reads the file and starts the task that owns the store. Returns whether the file is of another boot or namespace.
+    fn start_store(&self, identity: &Identity) -> (StoreHandle, bool) {
+        let saved = disk::load(&self.config.node.snapshot_path(), identity);
+        let stale = saved.as_ref().is_some_and(|saved| saved.stale);
+        if let Some(saved) = &saved {
+            let age = saved.confirmed.elapsed().unwrap_or_default().as_secs();
+            tracing::info!(resources = saved.delta.upserts.len(), age, stale, "serving the snapshot on disk");
+            self.metrics.snapshot_stale.set(stale.into());
+            self.status.update(|state| {
+                state.source = if stale { Source::StaleDisk } else { Source::Disk };
+                state.confirmed = Some(saved.confirmed);
+            });
+        }
+        let options =
+            Options { node: self.config.node.name.as_str().into(), node_addresses: self.config.node_addresses.clone() };
+        let delta = saved.map(|saved| saved.delta);
+        let (task, handle) = StoreTask::new(options, delta, self.metrics.clone(), self.status.clone());
+        let mut task = Some(task);
+        self.supervisor.spawn("store", Policy::Fatal, move || {
+            let task = task.take();
+            async move {
+                if let Some(task) = task {
+                    task.run().await;
+                }
+            }
+        });
+        (handle, stale)
+    }
+
+    fn start_keeper(&self, store: &StoreHandle, identity: Arc<Identity>) -> tokio::task::JoinHandle<()> {
+        let status = self.status.clone();
+        let confirmed = move || {
+            let state = status.get();
+            SystemTime::now() - state.age().unwrap_or_default()
+        };
+        let keeper = Keeper {
+            path: self.config.node.snapshot_path(),
+            identity,
+            snapshots: store.snapshots.clone(),
+            complete: store.complete.clone(),
+            confirmed: Arc::new(confirmed),
+            metrics: self.metrics.clone(),
+            shutdown: self.shutdown.clone(),
+        };
+        self.supervisor.spawn("disk", Policy::Restart, move || disk::keep(keeper.clone()))
+    }
+}
+
+fn exit_code(stop: Stop) -> ExitCode {
+    if stop == Stop::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
