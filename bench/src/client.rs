@@ -23,6 +23,7 @@ const CHUNK: usize = 256 * 1024;
 pub(crate) fn run(cpu: usize) -> Result<()> {
     sys::die_with_parent()?;
     sys::pin_thread(0, cpu).with_context(|| format!("pin to CPU {cpu}"))?;
+    sheave_harness::sys::raise_descriptor_limit()?;
     let mut client = State { open: BTreeMap::new(), held: Vec::new(), buffer: vec![0x5a; CHUNK] };
     crate::agent::answer_all(|ask| client.answer(&ask))
 }

@@ -72,7 +72,20 @@ enum Command {
     },
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "a program's last word to whoever ran it")]
+            {
+                eprintln!("sheave-bench: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<ExitCode> {
     if std::env::args_os().nth(1).is_some_and(|first| first == sheave_harness::testpod::ARGUMENT) {
         sheave_harness::run::enter()?; // a pod of the harness: it ends in there
     }

@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) fn run(listen: IpAddr, cpu: usize) -> Result<()> {
     sys::die_with_parent()?;
     sys::pin_thread(0, cpu).with_context(|| format!("pin to CPU {cpu}"))?;
-    sys::raise_descriptors(32_768)?;
+    sheave_harness::sys::raise_descriptor_limit()?;
     start(listen, PORT)?; // its threads inherit the pin
     crate::agent::say_ready()?;
     wait_for_end_of_input()

@@ -20,7 +20,7 @@ use sheave_harness::world::{Node, World};
 
 use crate::agent::{Client, Server};
 use crate::manifests;
-use crate::rows::{CLIENT_CPU, FAR_CPU};
+use crate::rows::cpu;
 use crate::server::{ECHO_PORT, PORT, STREAM_PORT};
 use crate::sys;
 
@@ -79,9 +79,9 @@ impl Stack {
         let node = Arc::clone(world.node(plan.node));
         let far_pod = node.pod("far", &[])?;
         let client_pod = node.pod("client", &[])?;
-        let arguments = ["far-side", "--listen", "0.0.0.0", "--cpu", &FAR_CPU.to_string()].map(String::from);
+        let arguments = ["far-side", "--listen", "0.0.0.0", "--cpu", &cpu().to_string()].map(String::from);
         let far = Server::start(&place(&far_pod), &arguments)?;
-        let client = Client::start(&place(&client_pod), CLIENT_CPU)?;
+        let client = Client::start(&place(&client_pod), cpu())?;
 
         let folder = world.run.folder.join("stacks").join(&node.name);
         let source = folder.join("source");
@@ -153,9 +153,9 @@ impl Stack {
         self.proxy.as_ref().context("this node's proxy was killed")
     }
 
-    /// Confines the proxy to the far side's CPU.
+    /// Confines the proxy to the client's and the far side's CPU.
     pub(crate) fn pin_proxy(&self) -> Result<()> {
-        sys::pin_process(self.proxy()?.id(), FAR_CPU)
+        sys::pin_process(self.proxy()?.id(), cpu())
     }
 
     /// Kills the proxy with SIGKILL: its rules, routes and sets stay in the kernel, and whoever listens in its place gets

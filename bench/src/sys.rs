@@ -1,4 +1,4 @@
-//! The calls to the kernel that the standard library has no safe door to: pinning, resource limits, a parent's death, and
+//! The calls to the kernel that the standard library has no safe door to: pinning, a parent's death, and
 //! epoll for the far side. All of this crate's `unsafe` is here.
 
 use std::io;
@@ -32,22 +32,6 @@ pub(crate) fn pin_process(pid: u32, cpu: usize) -> Result<()> {
             }
             _ => {}
         }
-    }
-    Ok(())
-}
-
-/// Raises this process's limit of open descriptors to at least `wanted`; the children that it starts inherit it.
-pub(crate) fn raise_descriptors(wanted: u64) -> io::Result<()> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is live and of the type that the call fills.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    limit.rlim_cur = limit.rlim_cur.max(wanted);
-    limit.rlim_max = limit.rlim_max.max(wanted);
-    // SAFETY: `limit` is live for the call.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
-        return Err(io::Error::last_os_error());
     }
     Ok(())
 }

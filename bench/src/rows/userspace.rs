@@ -2,14 +2,14 @@
 //! of its own, and what 100,000 connections leave behind.
 //!
 //! A sheave-proxy programs each node; on those of the other two it is then killed, which leaves its rules in the kernel, and
-//! the other proxy listens where it did. Every proxy has one thread, on the far side's CPU.
+//! the other proxy listens where it did. Every proxy has one thread, on the same CPU.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{Context, FAR_CPU, Limit, node};
+use super::{Context, Limit, cpu, node};
 use crate::agent::{Ask, Server};
 use crate::haproxy;
 use crate::report::Row;
@@ -64,7 +64,7 @@ fn connect(ours: &Stack, mut plain: Stack) -> Result<Row> {
     arguments.extend(flag("listen", LISTEN.to_string()));
     arguments.extend(flag("backend", plain.far(PORT).to_string()));
     arguments.extend(flag("mark", OWN_MARK.to_string()));
-    arguments.extend(flag("cpu", FAR_CPU.to_string()));
+    arguments.extend(flag("cpu", cpu().to_string()));
     let _proxy = Server::start(&plain.node.system(), &arguments)?;
 
     let theirs = || plain.client.connects(plain.service(1), CONNECTIONS);
@@ -78,7 +78,7 @@ fn streams(context: &Context<'_>, ours: &Stack, mut haproxy: Stack) -> Result<Ve
     haproxy.leave_rules()?;
     let folder = context.world.run.logs();
     let process = haproxy::start(&haproxy.node.system(), &folder, LISTEN, haproxy.far(STREAM_PORT))?;
-    crate::sys::pin_process(process.id(), FAR_CPU)?;
+    crate::sys::pin_process(process.id(), cpu())?;
     let block = |stack: &Stack, ask: &Ask, slot| {
         stack.client.ask(&Ask::Open { slot, to: stack.service_stream() })?;
         // The first bytes open the windows; they are not what is measured.
