@@ -156,10 +156,8 @@ mod tests {
         let choice = tower::service_fn(|_: Ask| std::future::ready(Ok(socket(1))));
         let layer = AdmissionLayer { permits: Arc::new(Semaphore::new(1)) };
         let stack = BoxCloneSyncService::new(layer.layer(choice));
-        let request = Ask {
-            frontend: Frontend { address: socket(9), protocol: sheave_model::Protocol::Tcp },
-            tried: Vec::new(),
-        };
+        let request =
+            Ask { frontend: Frontend { address: socket(9), protocol: sheave_model::Protocol::Tcp }, tried: Vec::new() };
         let first = ask(&stack, request.clone()).await.unwrap();
         assert_eq!(ask(&stack, request.clone()).await.unwrap_err(), Denied::Busy);
         drop(first);

@@ -1,0 +1,204 @@
+//! The userspace data path: every Service routed with no eBPF at all.
+//!
+//! nftables hands the packets of all frontends to a few transparent listeners (`nft`, `rules`); each listener thread
+//! (`worker`) finds out which frontend was meant by the socket's own address (`view`) and carries TCP streams (`tcp`), UDP
+//! datagrams (`udp`) and HTTP requests (`crate::l7`) to a backend.
+//!
+//! When this program ends, the table and rules stay: until another proxy listens, packets to frontends are dropped and
+//! not refused, so that clients try again. Only [`clean`] removes them.
+
+mod budget;
+mod metrics;
+mod netlink;
+mod nft;
+mod program;
+mod rules;
+mod source;
+mod sys;
+mod tcp;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod view;
+mod worker;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use sheave_model::Snapshot;
+use tokio::sync::watch;
+
+use crate::metrics::Metrics;
+use budget::Budget;
+use metrics::ListenerMetrics;
+use netlink::NetlinkError;
+use nft::{Marks, Table};
+use program::Program;
+use worker::{Shared, Sockets};
+
+/// What the userspace path is configured with.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Listener threads; one per core serves best.
+    pub(crate) threads: usize,
+    /// Where the listeners are, on the loopback addresses.
+    pub(crate) proxy_port: u16,
+    /// The mark bit of packets for our listeners.
+    pub(crate) mark_reply: u32,
+    /// The mark bit of our own sockets' packets.
+    pub(crate) mark_own: u32,
+    /// The routing table that delivers marked packets locally.
+    pub(crate) route_table: u32,
+    /// The limit of open descriptors; `None` raises it as far as allowed and takes that.
+    pub(crate) descriptors: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            proxy_port: 15001,
+            mark_reply: 0x0010_0000,
+            mark_own: 0x0020_0000,
+            route_table: 15001,
+            descriptors: None,
+        }
+    }
+}
+
+/// Why the userspace path can't start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// Not privileged.
+    #[error("no CAP_NET_ADMIN: run as root, or give the container NET_ADMIN and NET_RAW")]
+    NoPermission,
+    /// The kernel lacks nftables or a part of it.
+    #[error("the kernel has no nftables ({0}): load nf_tables, nft_tproxy and nft_socket")]
+    NoNftables(NetlinkError),
+    /// The routing rule was refused.
+    #[error("can't add the routing rule for marked packets: {0}")]
+    Rules(NetlinkError),
+    /// A listener could not be opened.
+    #[error("can't listen on loopback port {port}: {source}; choose another with --proxy-port")]
+    Listen {
+        /// The port.
+        port: u16,
+        /// Why.
+        source: io::Error,
+    },
+    /// A thread or its runtime could not be made.
+    #[error("can't start a listener thread: {0}")]
+    Thread(io::Error),
+    /// A metric's name is taken.
+    #[error("can't register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// The running userspace path.
+#[derive(Debug)]
+pub(crate) struct Userspace {
+    programmed: watch::Receiver<u64>,
+    stop: watch::Sender<Stop>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// How far stopping has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stop {
+    /// Serving.
+    No,
+    /// Nothing new is accepted; what is open goes on.
+    Drain,
+    /// What is still open is cut.
+    Now,
+}
+
+/// Starts the listener threads and the thread that writes the table. Returns once it is sure that both can work; the first
+/// snapshot after revision 0 opens the listeners and then the table, in that order.
+///
+/// # Errors
+/// One line each; see [`StartError`].
+pub(crate) fn start(
+    options: &Options,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    metrics: &Metrics,
+) -> Result<Userspace, StartError> {
+    let marks = Marks { take: options.mark_reply, own: options.mark_own };
+    let table = Table::open(marks, options.proxy_port).map_err(|e| match e.code() {
+        libc::EPERM | libc::EACCES => StartError::NoPermission,
+        _ => StartError::NoNftables(e),
+    })?;
+    rules::install(options.mark_reply, options.route_table).map_err(StartError::Rules)?;
+    let listeners = ListenerMetrics::new(metrics.registry())?;
+    let shared = Arc::new(Shared {
+        own_mark: options.mark_own,
+        budget: Budget::of_limit(options.descriptors.unwrap_or_else(sys::raise_descriptor_limit)),
+        metrics: listeners.clone(),
+        services: metrics.services.clone(),
+        panics: metrics.task_panics.with_label_values(&["connection"]),
+        snapshots: snapshots.clone(),
+    });
+    let (stop, stopped) = watch::channel(Stop::No);
+    let (opened, all_open) = std::sync::mpsc::channel();
+    let mut threads = Vec::new();
+    let wanted = options.threads.max(1);
+    for index in 0..wanted {
+        let sockets = Sockets::bind(options.proxy_port, options.mark_own)
+            .map_err(|source| StartError::Listen { port: options.proxy_port, source })?;
+        let (shared, stopped, opened) = (shared.clone(), stopped.clone(), opened.clone());
+        threads.push(spawn(format!("sheave-{index}"), move || worker::run(shared, sockets, stopped, &opened))?);
+    }
+    let (programmed, revision) = watch::channel(0);
+    let program = Program {
+        table,
+        route: (options.mark_reply, options.route_table),
+        snapshots,
+        stopped,
+        programmed,
+        metrics: listeners,
+    };
+    let opened = move || all_open.iter().take(wanted).count();
+    threads.push(spawn("sheave-nft".into(), move || program.run(opened))?);
+    Ok(Userspace { programmed: revision, stop, threads })
+}
+
+fn spawn(name: String, run: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    let main = move || {
+        if let Err(error) = run() {
+            tracing::error!(%error, "a thread of the userspace path ended: restart the proxy");
+        }
+    };
+    std::thread::Builder::new().name(name).spawn(main).map_err(StartError::Thread)
+}
+
+impl Userspace {
+    /// The revision of the newest snapshot that the table and the listeners have.
+    pub(crate) fn programmed(&self) -> watch::Receiver<u64> {
+        self.programmed.clone()
+    }
+
+    /// Stops accepting, lets what is open go on until it ends or the deadline comes, and cuts the rest. The table stays.
+    pub(crate) async fn shutdown(self, deadline: Duration) {
+        self.stop.send_replace(Stop::Drain);
+        let Self { stop, threads, .. } = self;
+        let join = || threads.into_iter().for_each(|thread| drop(thread.join()));
+        let mut joined = tokio::task::spawn_blocking(join);
+        if tokio::time::timeout(deadline, &mut joined).await.is_err() {
+            stop.send_replace(Stop::Now);
+            let _ = joined.await;
+        }
+    }
+}
+
+/// Removes the table, the rules and the routes.
+///
+/// # Errors
+/// What the kernel refused. That something is not there is no error.
+pub(crate) fn clean(options: &Options) -> Result<(), NetlinkError> {
+    // The table first: as long as it is there it marks packets, and without the rule those would leave by some other way.
+    Table::remove()?;
+    rules::remove(options.mark_reply, options.route_table)
+}

@@ -1,0 +1,93 @@
+//! The thread that keeps the nftables table and the routing rule as the newest snapshot wants them.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sheave_model::Snapshot;
+use tokio::sync::watch;
+
+use super::Stop;
+use super::metrics::ListenerMetrics;
+use super::nft::Table;
+use super::rules;
+
+/// How long a failed transaction waits before it is tried again: at first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// How often the table and the rule are looked after: programs that manage networks flush what they don't know.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// See the module's description.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// The table.
+    pub(crate) table: Table,
+    /// Mark and routing table of the rule.
+    pub(crate) route: (u32, u32),
+    /// What is wanted.
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// When to end.
+    pub(crate) stopped: watch::Receiver<Stop>,
+    /// Where to say which revision the kernel has.
+    pub(crate) programmed: watch::Sender<u64>,
+    /// What is counted.
+    pub(crate) metrics: ListenerMetrics,
+}
+
+impl Program {
+    /// Runs until it is stopped. The first snapshot is written after `listening` returns, so that there is somebody to
+    /// serve what the table sends.
+    ///
+    /// # Errors
+    /// Where the thread's runtime can't be made.
+    pub(crate) fn run(mut self, listening: impl FnOnce() -> usize) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let mut stopped = self.stopped.clone();
+        runtime.block_on(async {
+            tokio::select! {
+                first = self.snapshots.wait_for(|s| s.revision > 0) => if first.is_err() { return },
+                _ = stopped.wait_for(|stop| *stop >= Stop::Drain) => return,
+            }
+            listening();
+            let mut pause = RETRY.0;
+            loop {
+                let wait = if self.write() { LOOK } else { pause };
+                pause = if wait == LOOK { RETRY.0 } else { (pause * 2).min(RETRY.1) };
+                tokio::select! {
+                    changed = self.snapshots.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(wait) => self.look(),
+                    _ = stopped.wait_for(|stop| *stop >= Stop::Drain) => return,
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Writes the newest snapshot. False where the kernel refused.
+    fn write(&mut self) -> bool {
+        let snapshot = self.snapshots.borrow_and_update().clone();
+        if let Err(error) = self.table.program(&snapshot) {
+            self.metrics.table_errors.inc();
+            tracing::warn!(%error, revision = snapshot.revision, "nftables refused a change; it is tried again");
+            return false;
+        }
+        for (set, count) in self.table.counts() {
+            self.metrics.table_elements.with_label_values(&[set]).set(count as i64);
+        }
+        self.programmed.send_replace(snapshot.revision);
+        true
+    }
+
+    /// Puts back what others have removed.
+    fn look(&mut self) {
+        if let Err(error) = self.table.probe() {
+            self.metrics.table_errors.inc();
+            tracing::warn!(%error, "the nftables table was removed by another program; it is made anew");
+        }
+        if let Err(error) = rules::install(self.route.0, self.route.1) {
+            self.metrics.table_errors.inc();
+            tracing::warn!(%error, "can't put back the routing rule for marked packets");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The system calls that no safe crate offers. The only unsafe code of this program's listeners.
+//!
+//! Each function checks what the kernel returns and hands out plain values; what they mean is decided by the callers.
+
+mod batch;
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+pub(crate) use batch::{Outgoing, ReceiveBatch, Received, send_batch};
+
+/// Option of `SOL_NETLINK`: answers carry the kernel's words.
+pub(crate) const NETLINK_EXT_ACK: i32 = 11;
+/// Option of `SOL_NETLINK`: answers don't repeat the question.
+pub(crate) const NETLINK_CAP_ACK: i32 = 10;
+
+/// Sets a socket option whose value is an int.
+///
+/// # Errors
+/// Where the kernel doesn't know it or doesn't permit it.
+pub(crate) fn set_option(socket: &impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the descriptor is open for as long as the borrow, and the pointer is to an int of the length given.
+    let code = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), length) };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The index of a network interface of the calling thread's namespace.
+pub(crate) fn interface_index(name: &CStr) -> Option<u32> {
+    // SAFETY: the name ends with a zero and is only read.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
+}
+
+/// Raises the limit of open descriptors to what this process may have, and returns it.
+pub(crate) fn raise_descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a value of the type that the call writes.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return 1024; // the least that Linux starts processes with
+    }
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max, rlim_max: limit.rlim_max };
+    // SAFETY: the pointer is to a value of the type that the call reads.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) } == 0 {
+        limit.rlim_max
+    } else {
+        limit.rlim_cur
+    }
+}
+
+/// Moves up to `length` bytes between a pipe and a socket without copying them. 0 is the end of the stream.
+///
+/// # Errors
+/// `WouldBlock` where the source is empty or the target full; otherwise what the socket says.
+pub(crate) fn splice(from: &impl AsFd, to: &impl AsFd, length: usize) -> io::Result<usize> {
+    let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
+    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    // SAFETY: both descriptors are open for as long as the borrows, and null offsets are allowed for pipes and sockets.
+    let moved = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), length, flags) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
+/// A pipe's two ends: reading, writing.
+///
+/// # Errors
+/// Where this process has no descriptors left. A pipe of the kernel's own size is no error.
+pub(crate) fn pipe(size: i32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = io::pipe()?;
+    // SAFETY: the descriptor is open, and the call takes an int.
+    unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, size) };
+    Ok((reader.into(), writer.into()))
+}
+
+/// Moves the calling thread into a new network namespace, for tests.
+#[cfg(test)]
+pub(crate) fn new_network_namespace() -> io::Result<()> {
+    // SAFETY: the flags concern the calling thread alone.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The calling thread's id, by which programs name its namespaces.
+#[cfg(test)]
+pub(crate) fn thread_id() -> i32 {
+    // SAFETY: takes nothing and can't fail.
+    unsafe { libc::gettid() }
+}

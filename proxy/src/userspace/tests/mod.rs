@@ -1,0 +1,4 @@
+//! The whole userspace path in network namespaces. Needs root, as the program itself does.
+
+mod tcp;
+mod world;

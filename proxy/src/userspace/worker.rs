@@ -1,0 +1,133 @@
+//! A listener thread: one single-threaded runtime with its own sockets, pipes and view of the snapshot.
+//!
+//! Threads share nothing on the way of a byte but counters and the table of UDP sessions. The kernel spreads connections
+//! over them (SO_REUSEPORT).
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use prometheus::IntCounter;
+use sheave_model::Snapshot;
+use socket2::Socket;
+use tokio::sync::watch;
+
+use super::Stop;
+use super::budget::Budget;
+use super::metrics::ListenerMetrics;
+use super::tcp::{self, Pipes};
+use super::view::View;
+use crate::metrics::ServiceMetrics;
+
+/// What all threads share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The mark of our own sockets.
+    pub(crate) own_mark: u32,
+    /// Descriptors that may be taken.
+    pub(crate) budget: Arc<Budget>,
+    /// What is counted.
+    pub(crate) metrics: ListenerMetrics,
+    /// Per Service port.
+    pub(crate) services: Arc<ServiceMetrics>,
+    /// Tasks that panicked.
+    pub(crate) panics: IntCounter,
+    /// The snapshots.
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+}
+
+/// What one thread's connections share.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    /// With all threads.
+    pub(crate) shared: Arc<Shared>,
+    /// Who answers where.
+    pub(crate) view: RefCell<View>,
+    /// For splicing.
+    pub(crate) pipes: Rc<Pipes>,
+    /// Connections that are open.
+    pub(crate) open: Cell<usize>,
+}
+
+impl Worker {
+    /// A thread's own part.
+    pub(crate) fn new(shared: Arc<Shared>) -> Rc<Self> {
+        let view = View::new(shared.snapshots.clone(), shared.services.clone());
+        let pipes = Pipes::new(shared.metrics.pipes.clone());
+        Rc::new(Self { shared, view: RefCell::new(view), pipes, open: Cell::new(0) })
+    }
+}
+
+/// How often a stopping thread looks whether its connections have ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+/// A thread's sockets, bound and not yet listening.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    tcp: Vec<Socket>,
+}
+
+impl Sockets {
+    /// Binds those of both families; IPv6's only where the kernel has it.
+    ///
+    /// # Errors
+    /// Where the port is taken.
+    pub(crate) fn bind(port: u16, mark: u32) -> io::Result<Self> {
+        let mut sockets = Self { tcp: vec![tcp::bind(true, port, mark)?] };
+        match tcp::bind(false, port, mark) {
+            Ok(socket) => sockets.tcp.push(socket),
+            Err(e) if no_ipv6(&e) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(sockets)
+    }
+}
+
+/// Whether an error says that the kernel has no IPv6, or that it is switched off on lo.
+fn no_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// Runs a thread: waits for the first snapshot, listens, says so by `opened`, and serves until it is stopped.
+///
+/// # Errors
+/// Where the runtime or a listener can't be made.
+pub(crate) fn run(
+    shared: Arc<Shared>,
+    sockets: Sockets,
+    stopped: watch::Receiver<Stop>,
+    opened: &mpsc::Sender<()>,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, serve(shared, sockets, stopped, opened))
+}
+
+async fn serve(
+    shared: Arc<Shared>,
+    sockets: Sockets,
+    mut stopped: watch::Receiver<Stop>,
+    opened: &mpsc::Sender<()>,
+) -> io::Result<()> {
+    let mut snapshots = shared.snapshots.clone();
+    tokio::select! {
+        first = snapshots.wait_for(|s| s.revision > 0) => if first.is_err() { return Ok(()) },
+        _ = stopped.wait_for(|stop| *stop >= Stop::Drain) => return Ok(()),
+    }
+    let worker = Worker::new(shared);
+    for socket in sockets.tcp {
+        let listener = tcp::listen(socket)?;
+        let mut stopped = stopped.clone();
+        let stop = async move { drop(stopped.wait_for(|stop| *stop >= Stop::Drain).await) };
+        drop(tokio::task::spawn_local(tcp::accept(worker.clone(), listener, stop)));
+    }
+    let _ = opened.send(()); // nobody waits any more where the proxy is stopping
+    let _ = stopped.wait_for(|stop| *stop >= Stop::Drain).await;
+    tokio::task::yield_now().await; // lets the listeners take what is waiting
+    while worker.open.get() > 0 && *stopped.borrow() < Stop::Now {
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
+    Ok(())
+}
