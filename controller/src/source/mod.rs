@@ -112,6 +112,16 @@ impl Relist {
         self.of(kind).notify_one();
     }
 
+    /// Waits for a wish, for tests without a source.
+    #[cfg(test)]
+    pub(crate) async fn wanted_within(
+        &self,
+        kind: Kind,
+        patience: std::time::Duration,
+    ) -> Result<(), tokio::time::error::Elapsed> {
+        tokio::time::timeout(patience, self.of(kind).notified()).await
+    }
+
     fn of(&self, kind: Kind) -> &Notify {
         self.kinds.get(&kind).expect("every kind is in the map, because it is made from Kind::ALL")
     }

@@ -1,0 +1,187 @@
+//! The index task: takes in batches, computes and encodes what has changed, publishes it. The only owner of the index.
+//!
+//! Nothing waits on purpose: batches that are there already are taken together, the rest follows as it comes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use sheave_api::{Encoded, MAX_RESOURCE_BYTES, encode_resource};
+use sheave_index::{Condition, Index, Kind};
+use sheave_model::{ResourceKey, View};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use crate::metrics::Metrics;
+use crate::publish::{Change, Lists, Publisher, Standing};
+use crate::source::{Batch, Event};
+
+/// Batches that are taken together at most, so that a flood of them is published in steps.
+const TOGETHER: usize = 64;
+
+/// Problems of a source that are kept for the admin page.
+const MAX_PROBLEMS: usize = 1000;
+
+/// What is wrong, for the admin page.
+#[derive(Debug, Default)]
+pub(crate) struct Wrong {
+    /// With objects.
+    pub(crate) conditions: Vec<Condition>,
+    /// At the source.
+    pub(crate) problems: Vec<String>,
+}
+
+/// A question to the index task.
+pub(crate) type Question = oneshot::Sender<Wrong>;
+
+/// Owns the index.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    index: Index,
+    publisher: Arc<Publisher>,
+    metrics: Arc<Metrics>,
+    source: String,
+    lists: BTreeMap<Kind, Lists>,
+    problems: Vec<String>,
+    ready: bool,
+}
+
+impl Engine {
+    /// For a source with this id.
+    pub(crate) fn new(source: String, publisher: Arc<Publisher>, metrics: Arc<Metrics>) -> Self {
+        let (index, lists, problems) = (Index::default(), BTreeMap::new(), Vec::new());
+        Self { index, publisher, metrics, source, lists, problems, ready: false }
+    }
+
+    /// Runs until the source has ended.
+    pub(crate) async fn run(mut self, mut batches: mpsc::Receiver<Batch>, mut questions: mpsc::Receiver<Question>) {
+        let mut together = Vec::with_capacity(TOGETHER);
+        loop {
+            tokio::select! {
+                biased;
+                count = batches.recv_many(&mut together, TOGETHER) => {
+                    if count == 0 {
+                        return;
+                    }
+                    self.take_in(&mut together);
+                }
+                Some(question) = questions.recv() => {
+                    let conditions = self.index.conditions().cloned().collect();
+                    // Whoever asked may be gone.
+                    let _ = question.send(Wrong { conditions, problems: self.problems.clone() });
+                }
+            }
+        }
+    }
+
+    fn take_in(&mut self, batches: &mut Vec<Batch>) {
+        let observed = batches.iter().map(|batch| batch.observed_unix_nanos).max().unwrap_or_default();
+        let mut dirty = BTreeSet::new();
+        for event in batches.drain(..).flat_map(|batch| batch.events) {
+            dirty.append(&mut self.apply(event));
+        }
+        let was_ready = self.ready;
+        self.ready = self.ready || Kind::ALL.iter().all(|kind| self.lists.get(kind).is_some_and(|list| list.ended > 0));
+        let changes = match (was_ready, self.ready) {
+            (_, false) => Vec::new(),
+            (false, true) => self.compute(self.index.keys()),
+            (true, true) => self.compute(dirty),
+        };
+        if !was_ready && self.ready {
+            info!(resources = changes.len(), source = self.source, "everything has been listed once; serving");
+        }
+        let view = View { source: self.source.clone(), versions: self.index.view() };
+        let standing = Standing { ready: self.ready, view, lists: self.lists.clone() };
+        // The first list says nothing about latency, whatever came with it.
+        let observed = if was_ready { observed } else { 0 };
+        self.publisher.publish(changes, observed, standing);
+        self.report();
+    }
+
+    fn apply(&mut self, event: Event) -> BTreeSet<ResourceKey> {
+        match event {
+            Event::BeginResync(kind) => {
+                self.lists.entry(kind).or_default().begun += 1;
+                self.index.begin_resync(kind);
+            }
+            Event::Apply(object) => return self.index.apply(object),
+            Event::Delete(key) => return self.index.delete(&key),
+            Event::EndResync(kind, version) => {
+                let list = self.lists.entry(kind).or_default();
+                list.ended = list.begun;
+                return self.index.end_resync(kind, version);
+            }
+            Event::Seen(kind, version) => self.index.seen(kind, version),
+            Event::Heard => {}
+            Event::Problems(mut problems) => {
+                problems.truncate(MAX_PROBLEMS);
+                self.problems = problems;
+            }
+        }
+        BTreeSet::new()
+    }
+
+    fn compute(&self, keys: impl IntoIterator<Item = ResourceKey>) -> Vec<Change> {
+        let one = |key: ResourceKey| match self.index.compute(&key) {
+            None => Some((key, None)),
+            Some(resource) => self.within_bounds(&key, encode_resource(&resource)).map(|encoded| (key, Some(encoded))),
+        };
+        keys.into_iter().filter_map(one).collect()
+    }
+
+    /// A resource too large to be sent stays as it was.
+    fn within_bounds(&self, key: &ResourceKey, encoded: Encoded) -> Option<Encoded> {
+        if encoded.bytes.len() <= MAX_RESOURCE_BYTES {
+            return Some(encoded);
+        }
+        self.metrics.resources_oversized.inc();
+        warn!(%key, bytes = encoded.bytes.len(), "too large to be sent, so proxies keep what they have; narrow its selector");
+        None
+    }
+
+    fn report(&mut self) {
+        for kind in Kind::ALL {
+            let count = self.index.len(kind).try_into().unwrap_or(i64::MAX);
+            self.metrics.objects.with_label_values(&[kind.as_str()]).set(count);
+        }
+        for condition in self.index.take_new_conditions() {
+            self.metrics.objects_rejected.with_label_values(&[condition.object.kind.as_str()]).inc();
+            warn!("{condition}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Feed;
+
+    #[tokio::test]
+    async fn nothing_is_published_before_every_kind_was_listed() {
+        let metrics = Arc::new(Metrics::new());
+        let publisher = Arc::new(Publisher::new(metrics.clone()));
+        let (feed, batches, _) = Feed::new(metrics.clone());
+        let (ask, questions) = mpsc::channel(1);
+        let engine = Engine::new("id".into(), publisher.clone(), metrics);
+        let task = tokio::spawn(engine.run(batches, questions));
+        let mut views = publisher.watch_views();
+        for (at, kind) in Kind::ALL.into_iter().enumerate() {
+            assert!(!publisher.is_ready());
+            views.borrow_and_update();
+            feed.listed(vec![Event::BeginResync(kind), Event::EndResync(kind, 7)]).await.unwrap();
+            views.changed().await.unwrap();
+            assert_eq!(publisher.is_ready(), at + 1 == Kind::ALL.len());
+        }
+        let standing = publisher.standing();
+        assert_eq!((&*standing.view.source, standing.view.versions["Pod"]), ("id", 7));
+        assert_eq!(standing.lists[&Kind::Pod], Lists { begun: 1, ended: 1 });
+
+        feed.changed(vec![Event::Problems(vec!["web.yaml: no YAML; mend it".into()])]).await.unwrap();
+        views.borrow_and_update();
+        let (question, answer) = oneshot::channel();
+        // The batch goes first: the loop prefers batches.
+        ask.send(question).await.unwrap();
+        assert_eq!(answer.await.unwrap().problems.len(), 1);
+        drop(feed);
+        task.await.unwrap();
+    }
+}

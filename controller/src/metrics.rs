@@ -1,0 +1,115 @@
+//! What the controller counts. One registry, owned; labels are bounded by the kinds of objects and the names of tasks.
+
+use prometheus::core::Collector;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use sheave_index::Kind;
+
+/// Every metric of the controller.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    /// Objects held, by kind.
+    pub(crate) objects: IntGaugeVec,
+    /// Objects or parts of one that were left out because they can't be right, by kind.
+    pub(crate) objects_rejected: IntCounterVec,
+    /// Lists and watches that failed, by kind.
+    pub(crate) watch_errors: IntCounterVec,
+    /// Lists after the first, by kind: the watch's history was gone (410), or a proxy held something newer.
+    pub(crate) relists: IntCounterVec,
+    /// Proxies with a stream.
+    pub(crate) subscribers: IntGauge,
+    /// Streams that were refused or cut, by reason.
+    pub(crate) streams_refused: IntCounterVec,
+    /// Resources in the catalog.
+    pub(crate) catalog_resources: IntGauge,
+    /// Changes of the catalog since the start.
+    pub(crate) catalog_revision: IntGauge,
+    /// Resources that wait to be sent to the slowest subscriber.
+    pub(crate) queue_depth: IntGauge,
+    /// Milliseconds since the source was last heard from.
+    pub(crate) view_age: IntGauge,
+    /// Resources that are too large to be sent.
+    pub(crate) resources_oversized: IntCounter,
+    /// Updates that proxies acknowledged.
+    pub(crate) acks: IntCounter,
+    /// Resources that proxies refused.
+    pub(crate) nacks: IntCounter,
+    /// 1 on the replica that may write.
+    pub(crate) leader: IntGauge,
+    /// Panics of background tasks, by task.
+    pub(crate) task_panics: IntCounterVec,
+}
+
+impl Metrics {
+    /// All of them at zero, the labels that are known in advance with them.
+    pub(crate) fn new() -> Self {
+        let r = Registry::new();
+        let metrics = Self {
+            objects: gauges(&r, "sheave_objects", "Objects held.", "kind"),
+            objects_rejected: counters(&r, "sheave_objects_rejected_total", "Objects or parts left out.", "kind"),
+            watch_errors: counters(&r, "sheave_watch_errors_total", "Lists and watches that failed.", "kind"),
+            relists: counters(&r, "sheave_relists_total", "Lists after the first.", "kind"),
+            subscribers: gauge(&r, "sheave_subscribers", "Proxies with a stream."),
+            streams_refused: counters(&r, "sheave_streams_refused_total", "Streams refused or cut.", "reason"),
+            catalog_resources: gauge(&r, "sheave_catalog_resources", "Resources in the catalog."),
+            catalog_revision: gauge(&r, "sheave_catalog_revision", "Changes of the catalog since the start."),
+            queue_depth: gauge(&r, "sheave_queue_depth", "Resources that wait for the slowest subscriber."),
+            view_age: gauge(&r, "sheave_view_age_milliseconds", "Time since the source was last heard from."),
+            resources_oversized: counter(&r, "sheave_resources_oversized_total", "Resources too large to be sent."),
+            acks: counter(&r, "sheave_acks_total", "Updates that proxies acknowledged."),
+            nacks: counter(&r, "sheave_nacks_total", "Resources that proxies refused."),
+            leader: gauge(&r, "sheave_leader", "1 on the replica that may write."),
+            task_panics: counters(&r, "sheave_task_panics_total", "Panics of background tasks.", "task"),
+            registry: r,
+        };
+        for kind in Kind::ALL {
+            metrics.objects.with_label_values(&[kind.as_str()]);
+            for family in [&metrics.objects_rejected, &metrics.watch_errors, &metrics.relists] {
+                family.with_label_values(&[kind.as_str()]);
+            }
+        }
+        metrics
+    }
+
+    /// Prometheus text. Empty only if a metric can't be written, which its constructor rules out.
+    pub(crate) fn text(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+fn add<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let metric = made.expect("metric names are valid, because they are constants");
+    registry.register(Box::new(metric.clone())).expect("metric names are unique, because each is added once");
+    metric
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    add(registry, IntGauge::new(name, help))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, label: &str) -> IntGaugeVec {
+    add(registry, IntGaugeVec::new(Opts::new(name, help), &[label]))
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    add(registry, IntCounter::new(name, help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
+    add(registry, IntCounterVec::new(Opts::new(name, help), &[label]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_shown_from_the_start() {
+        let metrics = Metrics::new();
+        metrics.nacks.inc();
+        let text = metrics.text();
+        assert!(text.contains("sheave_nacks_total 1\n"), "{text}");
+        assert!(text.contains("sheave_watch_errors_total{kind=\"ServiceCIDR\"} 0\n"), "{text}");
+        assert!(text.contains("sheave_leader 0\n"), "{text}");
+    }
+}

@@ -1,0 +1,109 @@
+//! The two ways in: TLS on an address, and a unix socket.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use sheave_api::MAX_MESSAGE_BYTES;
+use sheave_api::proto::discovery_server::DiscoveryServer;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server as Transport, ServerTlsConfig};
+
+use super::Server;
+use crate::config::{ConfigError, ListenConfig};
+
+/// A quiet connection is asked this often whether it is still there.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// And is closed when no answer comes within this time.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A proxy needs one stream at a time.
+const STREAMS_PER_CONNECTION: u32 = 8;
+
+/// A TLS handshake takes at most this long.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+fn transport() -> Transport {
+    Transport::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+}
+
+fn service(server: Server) -> DiscoveryServer<Server> {
+    DiscoveryServer::new(server).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Resolves once the program ends.
+async fn stopped(server: Server) {
+    let mut stopping = server.stopping;
+    // An error means that the sender is gone, which is the end as well.
+    let _ = stopping.wait_for(|&stop| stop).await;
+}
+
+/// Binds at once, then serves over TLS until the program ends. Proxies must present a certificate of our CA.
+pub(crate) async fn serve_tls(
+    server: Server,
+    config: &ListenConfig,
+) -> anyhow::Result<(SocketAddr, impl Future<Output = anyhow::Result<()>> + Send + use<>)> {
+    let read = |name: &str| {
+        let path = config.tls_dir.join(name);
+        let failed = |error| ConfigError(format!("{}: {error}; make it with `init`", path.display()));
+        std::fs::read(&path).map_err(failed)
+    };
+    let identity = Identity::from_pem(read("controller.crt")?, read("controller.key")?);
+    let tls = ServerTlsConfig::new()
+        .identity(identity)
+        .client_ca_root(Certificate::from_pem(read("ca.crt")?))
+        .timeout(HANDSHAKE_TIMEOUT);
+    let unusable = |error| ConfigError(format!("--tls-dir {}: {error:?}", config.tls_dir.display()));
+    let mut transport = transport().tls_config(tls).map_err(unusable)?;
+    let listener = TcpListener::bind(config.address).await;
+    let listener = listener.with_context(|| format!("--listen {}: can't be bound", config.address))?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let end = stopped(server.clone());
+    let router = transport.add_service(service(server));
+    Ok((address, async move {
+        router.serve_with_incoming_shutdown(incoming, end).await.context("discovery over TLS failed")
+    }))
+}
+
+/// Binds at once, then serves on a unix socket until the program ends. Whoever may open the file is trusted.
+pub(crate) fn serve_unix(
+    server: Server,
+    path: &Path,
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
+    let incoming = UnixListenerStream::new(bind_unix(path)?);
+    let end = stopped(server.clone());
+    let router = transport().add_service(service(server));
+    Ok(async move {
+        router.serve_with_incoming_shutdown(incoming, end).await.context("discovery on the unix socket failed")
+    })
+}
+
+/// Binds a unix socket of mode 0600 in place of whatever a killed run left: under another name first, so that the path never
+/// names a socket that others may open.
+pub(crate) fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
+    let failed = || format!("unix socket {}: can't be bound (its path may have at most 103 bytes)", path.display());
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(failed)?;
+    }
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = Path::new(&beside);
+    match std::fs::remove_file(beside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(failed),
+        _ => {}
+    }
+    let listener = UnixListener::bind(beside).with_context(failed)?;
+    std::fs::set_permissions(beside, std::fs::Permissions::from_mode(0o600)).with_context(failed)?;
+    std::fs::rename(beside, path).with_context(failed)?;
+    Ok(listener)
+}

@@ -1,0 +1,164 @@
+//! Who is connected, how far each has come, and what it refused.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use serde_json::json;
+use sheave_model::ResourceKey;
+
+use crate::metrics::Metrics;
+
+/// Refusals that are kept per node; more are counted only.
+const MAX_NACKS: usize = 256;
+
+/// Longest version text and reason that is kept, in bytes.
+const MAX_TEXT: usize = 200;
+
+/// One stream's state, for the admin page and the depth of queues.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    node: String,
+    version: String,
+    since: Instant,
+    /// Its place in the catalog's log.
+    pub(super) sent: AtomicU64,
+    /// The place that the newest acknowledged update ended at.
+    pub(super) acked: AtomicU64,
+    nacks: Mutex<BTreeMap<ResourceKey, String>>,
+}
+
+impl Stream {
+    fn nacks(&self) -> MutexGuard<'_, BTreeMap<ResourceKey, String>> {
+        self.nacks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the node refused a resource.
+    pub(super) fn refused(&self, key: ResourceKey, reason: &str) {
+        let mut nacks = self.nacks();
+        if nacks.len() < MAX_NACKS || nacks.contains_key(&key) {
+            nacks.insert(key, short(reason));
+        }
+    }
+
+    /// Notes that another version of resources is on its way, so what was refused no longer says anything.
+    pub(super) fn sent_again<'a>(&self, mut keys: impl Iterator<Item = Option<&'a ResourceKey>>) {
+        let mut nacks = self.nacks();
+        while let (false, Some(key)) = (nacks.is_empty(), keys.next()) {
+            if let Some(key) = key {
+                nacks.remove(key);
+            }
+        }
+    }
+
+    pub(super) fn has_nacks(&self) -> bool {
+        !self.nacks().is_empty()
+    }
+}
+
+/// Every stream.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    streams: Mutex<BTreeMap<u64, Arc<Stream>>>,
+    next: AtomicU64,
+    metrics: Arc<Metrics>,
+}
+
+impl Nodes {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { streams: Mutex::new(BTreeMap::new()), next: AtomicU64::new(0), metrics }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Stream>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many streams there are.
+    pub(crate) fn len(&self) -> i64 {
+        self.metrics.subscribers.get()
+    }
+
+    /// Adds a stream until the returned guard is dropped.
+    pub(super) fn enter(self: &Arc<Self>, node: &str, version: &str, place: u64) -> Entered {
+        let stream = Arc::new(Stream {
+            node: node.to_owned(),
+            version: short(version),
+            since: Instant::now(),
+            sent: AtomicU64::new(place),
+            acked: AtomicU64::new(0),
+            nacks: Mutex::default(),
+        });
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().insert(id, stream.clone());
+        self.metrics.subscribers.inc();
+        Entered { id, nodes: self.clone(), stream }
+    }
+
+    /// The place of the slowest stream.
+    pub(crate) fn slowest(&self) -> Option<u64> {
+        self.lock().values().map(|stream| stream.sent.load(Ordering::Relaxed)).min()
+    }
+
+    /// All of them, for the admin page.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let one = |stream: &Arc<Stream>| {
+            let nacks: BTreeMap<String, String> =
+                stream.nacks().iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
+            json!({
+                "node": stream.node,
+                "version": stream.version,
+                "connected_seconds": stream.since.elapsed().as_secs(),
+                "revision_sent": stream.sent.load(Ordering::Relaxed),
+                "revision_acked": stream.acked.load(Ordering::Relaxed),
+                "refused": nacks,
+            })
+        };
+        self.lock().values().map(one).collect()
+    }
+}
+
+/// A stream that is on the list.
+#[derive(Debug)]
+pub(super) struct Entered {
+    id: u64,
+    nodes: Arc<Nodes>,
+    pub(super) stream: Arc<Stream>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.nodes.lock().remove(&self.id);
+        self.nodes.metrics.subscribers.dec();
+    }
+}
+
+/// The beginning of a text that somebody else chose.
+fn short(text: &str) -> String {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_listed_while_it_lives_and_its_refusals_are_bounded() {
+        let metrics = Arc::new(Metrics::new());
+        let nodes = Arc::new(Nodes::new(metrics.clone()));
+        let entered = nodes.enter("a", &"v".repeat(1000), 5);
+        let key = |number: usize| ResourceKey::Node(number.to_string().into());
+        (0..1000).for_each(|number| entered.stream.refused(key(number), "no"));
+        assert_eq!(entered.stream.nacks().len(), MAX_NACKS);
+        entered.stream.sent_again([Some(&key(3)), None].into_iter());
+        assert!(!entered.stream.nacks().contains_key(&key(3)));
+        assert_eq!((nodes.slowest(), metrics.subscribers.get()), (Some(5), 1));
+        assert_eq!(nodes.to_json()[0]["version"].as_str().map(str::len), Some(MAX_TEXT));
+        drop(entered);
+        assert_eq!((nodes.slowest(), metrics.subscribers.get()), (None, 0));
+    }
+}

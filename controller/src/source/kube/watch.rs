@@ -1,0 +1,230 @@
+//! List, watch from the list's version, and list again when the history is gone (410), when a proxy holds something newer than
+//! what was seen, or when the watch can't go on.
+
+use std::time::{Duration, Instant};
+
+use futures::{Stream, StreamExt};
+use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use kube::{Client, Error};
+use sheave_index::{ObjectKey, Strings};
+use tracing::{debug, info, warn};
+
+use super::backoff::Backoff;
+use super::kinds::Watched;
+use crate::source::{Closed, Event, Feed};
+
+/// Objects per page: a page of Pods is about 2 MiB while it is decoded.
+const PAGE: u32 = 250;
+
+/// Watch events that are there already are sent together, up to this many.
+const TOGETHER: usize = 64;
+
+/// The server ends a watch after this many seconds, and it is opened again where it was.
+const WATCH_SECONDS: u32 = 290;
+
+/// A watch that lasts this long was a good one; after a shorter one the next waits a little.
+const STEADY: Duration = Duration::from_secs(1);
+
+/// Every so many failures in a row are logged, so that an absent API server doesn't fill the log.
+const LOG_EVERY: u32 = 10;
+
+/// Why a kind is listed again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    /// The version to go on from is no longer in the server's history.
+    Gone,
+    /// Somebody wants to know that nothing newer exists.
+    Wanted,
+}
+
+/// Watches one kind until the index task has ended.
+pub(super) async fn run<K: Watched>(client: Client, feed: Feed) -> Closed {
+    let mut kind = Watch { api: Api::<K>::all(client), feed, strings: Strings::default(), backoff: Backoff::default() };
+    loop {
+        let listed = match kind.list().await {
+            Ok(Ok(version)) => version,
+            Ok(Err(error)) => {
+                kind.failed("list", &error).await;
+                continue;
+            }
+            Err(closed) => return closed,
+        };
+        match kind.follow(listed).await {
+            Ok(again) => {
+                kind.feed.metrics.relists.with_label_values(&[K::KIND.as_str()]).inc();
+                info!(kind = %K::KIND, reason = ?again, "listing again");
+            }
+            Err(closed) => return closed,
+        }
+    }
+}
+
+struct Watch<K> {
+    api: Api<K>,
+    feed: Feed,
+    strings: Strings,
+    backoff: Backoff,
+}
+
+impl<K: Watched> Watch<K> {
+    /// Lists everything, page by page, from the newest state (no resourceVersion: a consistent read). Returns its version.
+    async fn list(&mut self) -> Result<Result<String, Error>, Closed> {
+        self.feed.listed(vec![Event::BeginResync(K::KIND)]).await?;
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let page = match self.api.list(&params).await {
+                Ok(page) => page,
+                // An API server that doesn't have the kind has none of it.
+                Err(error) if status(&error) == Some(404) => {
+                    self.feed.listed(vec![Event::EndResync(K::KIND, 0)]).await?;
+                    return Ok(Err(error));
+                }
+                Err(error) => return Ok(Err(error)),
+            };
+            let mut events: Vec<Event> = page.items.iter().filter_map(|object| self.apply(object)).collect();
+            let version = page.metadata.resource_version.unwrap_or_default();
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                events.push(Event::EndResync(K::KIND, number(&version)));
+                self.feed.listed(events).await?;
+                return Ok(Ok(version));
+            }
+            self.feed.listed(events).await?;
+        }
+    }
+
+    /// Watches from a version on, through reconnects, until a list is needed.
+    async fn follow(&mut self, mut version: String) -> Result<Again, Closed> {
+        let feed = self.feed.clone();
+        loop {
+            let params = WatchParams::default().timeout(WATCH_SECONDS);
+            let opened = tokio::select! {
+                opened = self.api.watch(&params, &version) => opened,
+                () = feed.relist_wanted(K::KIND) => return Ok(Again::Wanted),
+            };
+            let since = Instant::now();
+            let ended = match opened {
+                Ok(stream) => {
+                    self.feed.send_heard().await?;
+                    let events = std::pin::pin!(stream.ready_chunks(TOGETHER));
+                    tokio::select! {
+                        ended = self.take(events, &mut version) => ended?,
+                        () = feed.relist_wanted(K::KIND) => return Ok(Again::Wanted),
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            let lasted = since.elapsed();
+            if lasted >= STEADY {
+                self.backoff.reset();
+            }
+            match ended {
+                Ok(()) if lasted >= STEADY => debug!(kind = %K::KIND, "the watch ended and is opened again"),
+                Ok(()) => self.backoff.wait().await,
+                Err(error) if status(&error) == Some(410) => {
+                    self.feed.metrics.watch_errors.with_label_values(&[K::KIND.as_str()]).inc();
+                    return Ok(Again::Gone);
+                }
+                Err(error) => self.failed("watch", &error).await,
+            }
+        }
+    }
+
+    /// Takes events until the watch ends. Every event moves `version` on only once it has been handed over.
+    async fn take(
+        &mut self,
+        mut events: impl Stream<Item = Vec<Result<WatchEvent<K>, Error>>> + Unpin,
+        version: &mut String,
+    ) -> Result<Result<(), Error>, Closed> {
+        while let Some(together) = events.next().await {
+            let mut batch = Vec::with_capacity(together.len());
+            let mut newest = None;
+            let mut failed = None;
+            for event in together {
+                match event {
+                    Ok(WatchEvent::Error(status)) => failed = Some(Error::Api(status)),
+                    Ok(event) => newest = self.convert(event, &mut batch).or(newest),
+                    Err(error) => failed = Some(error),
+                }
+                if failed.is_some() {
+                    break;
+                }
+            }
+            if !batch.is_empty() {
+                self.backoff.reset();
+                self.feed.changed(batch).await?;
+            }
+            if let Some(newest) = newest {
+                *version = newest;
+            }
+            if let Some(error) = failed {
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Adds what a watch event means to a batch, and returns the version it brings.
+    fn convert(&mut self, event: WatchEvent<K>, batch: &mut Vec<Event>) -> Option<String> {
+        match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                batch.extend(self.apply(&object));
+                object.meta().resource_version.clone()
+            }
+            WatchEvent::Deleted(object) => {
+                let meta = object.meta();
+                let name = meta.name.as_deref().unwrap_or_default();
+                let version = meta.resource_version.clone();
+                batch.push(Event::Delete(ObjectKey::new(K::KIND, meta.namespace.as_deref().unwrap_or_default(), name)));
+                batch.push(Event::Seen(K::KIND, number(version.as_deref().unwrap_or_default())));
+                version
+            }
+            WatchEvent::Bookmark(mark) => {
+                batch.push(Event::Seen(K::KIND, number(&mark.metadata.resource_version)));
+                Some(mark.metadata.resource_version)
+            }
+            WatchEvent::Error(_) => None,
+        }
+    }
+
+    fn apply(&mut self, object: &K) -> Option<Event> {
+        match object.facts(&mut self.strings) {
+            Ok(object) => Some(Event::Apply(object)),
+            Err(error) => {
+                self.feed.metrics.objects_rejected.with_label_values(&[K::KIND.as_str()]).inc();
+                warn!("{error}");
+                None
+            }
+        }
+    }
+
+    /// Counts a failure, says so now and then, and waits before the next try.
+    async fn failed(&mut self, doing: &'static str, error: &Error) {
+        self.feed.metrics.watch_errors.with_label_values(&[K::KIND.as_str()]).inc();
+        let tries = self.backoff.tries();
+        if tries.is_multiple_of(LOG_EVERY) {
+            let error = error as &dyn std::error::Error;
+            warn!(kind = %K::KIND, doing, error, tries, "the API server can't be read; serving what is known, trying on");
+        }
+        self.backoff.wait().await;
+    }
+}
+
+/// The HTTP status of an answer that is an error.
+fn status(error: &Error) -> Option<u16> {
+    match error {
+        Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}
+
+/// A resourceVersion as a number, which it is by KEP-5504; 0 where it isn't one.
+fn number(version: &str) -> u64 {
+    version.parse().unwrap_or(0)
+}
+
+impl Feed {
+    async fn send_heard(&self) -> Result<(), Closed> {
+        self.changed(vec![Event::Heard]).await
+    }
+}
