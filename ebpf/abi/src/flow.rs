@@ -38,7 +38,7 @@ pub struct FlowKey {
     /// The frontend's port, big-endian.
     pub port: [u8; 2],
     /// Always 0.
-    pub pad: [u8; 6],
+    pub pad: [u16; 3],
 }
 
 /// The backend that such a socket's datagrams go to while it stands.
@@ -62,7 +62,7 @@ pub struct ReplyKey {
     /// The backend's port, big-endian.
     pub port: [u8; 2],
     /// Always 0.
-    pub pad: [u8; 6],
+    pub pad: [u16; 3],
 }
 
 /// The frontend that its answers come from in the client's eyes.

@@ -53,16 +53,8 @@ pub mod global {
 /// The programs. A name is also the attach point's and the file name of its link's pin.
 pub mod program {
     /// All.
-    pub const ALL: [&str; 8] = [
-        "connect4",
-        "connect6",
-        "sendmsg4",
-        "sendmsg6",
-        "recvmsg4",
-        "recvmsg6",
-        "getpeername4",
-        "getpeername6",
-    ];
+    pub const ALL: [&str; 8] =
+        ["connect4", "connect6", "sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6", "getpeername4", "getpeername6"];
 }
 
 #[cfg(test)]
