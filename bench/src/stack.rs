@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use sheave_harness::address;
+use sheave_harness::cluster::Cluster;
 use sheave_harness::kube::Kube;
 use sheave_harness::metrics;
 use sheave_harness::pod::Pod;
-use sheave_harness::process::{Place, Process, program};
+use sheave_harness::process::{Place, Process, program, tail};
 use sheave_harness::source::Source;
 use sheave_harness::wait::until;
 use sheave_harness::world::{Node, World};
@@ -26,6 +27,9 @@ use crate::sys;
 
 /// The longest that a controller may take for a folder of 10,000 Services, or a proxy for what comes of it.
 const START: Duration = Duration::from_secs(60);
+
+/// Where a proxy serves metrics and health.
+const PROXY_ADMIN: ([u8; 4], u16) = ([127, 0, 0, 1], 15_020);
 
 /// A node with a far side, a client, and Services between them.
 #[derive(Debug)]
@@ -112,17 +116,15 @@ impl Stack {
     fn start_proxy(&mut self, world: &World, plan: &Plan, folder: &Path) -> Result<()> {
         let node = &self.node;
         let mut command = Command::new(program("sheave-proxy")?);
-        command.arg("run").args(["--node-name", &node.name, "--datapath", plan.datapath]).args(plan.flags);
-        command.arg("--cgroup").arg(&node.cgroup).arg("--bpffs").arg(&node.bpffs).arg("--state-dir").arg(&node.state);
+        command.arg("run").args(Cluster::node_arguments(node)).args(["--datapath", plan.datapath]).args(plan.flags);
         command.arg("--controller").arg(format!("unix:{}", folder.join("discovery.sock").display()));
-        command.args(["--log-format", "human"]);
         let start = Instant::now();
         let mut process = Process::start(&format!("proxy-{}", node.name), command, &node.system(), &world.run.logs())?;
         until("the proxy has programmed its Services", START, || {
             process.still_runs()?;
             programmed(node)
         })
-        .with_context(|| format!("its log ends:\n{}", tail(&process)))?;
+        .with_context(|| format!("its log ends:\n{}", tail(&process.log(), 8)))?;
         self.programmed = start.elapsed();
         self.proxy = Some(process);
         Ok(())
@@ -164,9 +166,9 @@ impl Stack {
         self.proxy.take().context("the proxy was killed before")?.kill()
     }
 
-    /// A counter of the proxy.
-    pub(crate) fn counter(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
-        Ok(metrics::proxy(&self.node)?.sum(name, labels))
+    /// The sum of a counter of the proxy.
+    pub(crate) fn counter(&self, name: &str) -> Result<f64> {
+        Ok(metrics::proxy(&self.node)?.sum(name, &[]))
     }
 }
 
@@ -177,9 +179,9 @@ fn controller(world: &World, node: &Node, folder: &Path, source: &[String]) -> R
     let socket: PathBuf = folder.join("discovery.sock");
     let mut command = Command::new(program("sheave-controller")?);
     command.arg("run").args(source).arg("--state-dir").arg(&state).arg("--socket").arg(&socket);
-    command.arg("--admin-socket").arg(folder.join("controller-admin.sock"));
-    let mut process = Process::start(&format!("controller-{}", node.name), command, &node.system(), &world.run.logs())?;
     let admin = SocketAddr::from(([127, 0, 0, 1], 15021));
+    command.arg("--admin").arg(admin.to_string());
+    let mut process = Process::start(&format!("controller-{}", node.name), command, &node.system(), &world.run.logs())?;
     until("the controller has read its source", START, || {
         process.still_runs()?;
         let (status, body) = metrics::get(&node.netns, admin, "/readyz")?;
@@ -189,8 +191,10 @@ fn controller(world: &World, node: &Node, folder: &Path, source: &[String]) -> R
     Ok(process)
 }
 
-/// Fails until the proxy has programmed what it received.
+/// Fails until the proxy has received everything and programmed what it received.
 pub(crate) fn programmed(node: &Node) -> Result<()> {
+    let (status, body) = metrics::get(&node.netns, PROXY_ADMIN.into(), "/readyz")?;
+    ensure!(status == 200, "/readyz: {status}: {}", body.trim());
     let metrics = metrics::proxy(node)?;
     let received = metrics.sum("sheave_revision_received", &[]);
     let applied = metrics.sum("sheave_revision_applied", &[]);
@@ -198,10 +202,4 @@ pub(crate) fn programmed(node: &Node) -> Result<()> {
         bail!("revision {received} received, {applied} applied");
     }
     Ok(())
-}
-
-fn tail(process: &Process) -> String {
-    let log = process.log();
-    let lines: Vec<_> = log.lines().collect();
-    lines[lines.len().saturating_sub(8)..].join("\n")
 }

@@ -30,7 +30,9 @@ const CONNECTIONS: u32 = 100;
 pub(super) fn measure(context: &Context<'_>, rows: &mut Vec<Row>) -> Result<()> {
     let plan = |node, services, flags| Plan { node, datapath: "userspace", services, flags };
     let many = Stack::build(context.world, &plan(node::USERSPACE_MANY, SERVICES, &[]))?;
-    many.client.connects(many.service(SERVICES), 1).context("the last Service is programmed")?;
+    for number in (1..=SERVICES).rev().step_by(199) {
+        many.client.connects(many.service(number), 1).with_context(|| format!("Service {number} is programmed"))?;
+    }
     if context.wants(&PROGRAMMED) {
         let row = PROGRAMMED.number("20000 frontends", &[many.programmed.as_secs_f64()]);
         rows.push(row.noted("from the start of a proxy without a state"));

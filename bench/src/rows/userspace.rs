@@ -126,7 +126,7 @@ fn leak(ours: &Stack) -> Result<Row> {
 
 /// Runs a comparison and makes sure that the listener did it, and no hook.
 fn accepted<T>(stack: &Stack, run: impl FnOnce() -> Result<T>) -> Result<T> {
-    let accepts = || stack.counter("sheave_listener_accepts_total", &[("protocol", "tcp")]);
+    let accepts = || stack.counter("sheave_listener_accepts_total");
     let before = accepts()?;
     let result = run()?;
     let after = accepts()?;
