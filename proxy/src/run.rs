@@ -127,8 +127,7 @@ impl Parts {
 
         let stop = self.shutdown.stopped().await;
         self.status.update(|state| state.phase = Phase::Stopping);
-        let saved = async { keeper.await };
-        let _ = tokio::join!(running.shutdown(DRAIN), saved);
+        let _ = tokio::join!(running.shutdown(DRAIN), keeper);
         tracing::info!("stopped");
         Ok(exit_code(stop))
     }

@@ -97,18 +97,6 @@ impl View {
         self.source == other.source
             && other.versions.iter().all(|(kind, version)| self.versions.get(kind).is_some_and(|mine| mine >= version))
     }
-
-    /// Takes over what is newer in `other`.
-    pub fn advance(&mut self, other: &Self) {
-        if self.source != other.source {
-            self.clone_from(other);
-            return;
-        }
-        for (kind, &version) in &other.versions {
-            let mine = self.versions.entry(kind.clone()).or_default();
-            *mine = version.max(*mine);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -126,12 +114,5 @@ mod tests {
         assert!(!newest.reaches(&view("a", &[("Pod", 8)])));
         assert!(!newest.reaches(&view("a", &[("Node", 1)])));
         assert!(!newest.reaches(&view("b", &[])));
-    }
-
-    #[test]
-    fn advancing_keeps_the_newer_of_each_kind() {
-        let mut mine = view("a", &[("Pod", 7), ("Service", 3)]);
-        mine.advance(&view("a", &[("Pod", 5), ("Service", 9)]));
-        assert_eq!(mine, view("a", &[("Pod", 7), ("Service", 9)]));
     }
 }

@@ -68,7 +68,7 @@ impl ServiceState {
 pub struct Snapshot {
     /// Counts the deltas applied by this store; 0 is the empty start.
     pub revision: u64,
-    /// The newest view that went into it.
+    /// The view of the last delta. Whoever applies one that doesn't reach the one before means it: the source went back.
     pub view: View,
     /// [`Delta::observed_unix_nanos`] of the last delta.
     pub observed_unix_nanos: u64,
@@ -188,7 +188,7 @@ impl Store {
                 Resource::Cluster(facts) => self.now.cluster = Some((upsert.hash, Arc::new(facts))),
             }
         }
-        self.now.view.advance(&delta.view);
+        self.now.view = delta.view;
         self.now.observed_unix_nanos = delta.observed_unix_nanos;
         self.now.revision += 1;
         &self.now

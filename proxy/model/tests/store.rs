@@ -109,7 +109,7 @@ impl Reference {
         for upsert in &delta.upserts {
             self.held.insert(upsert.resource.key(), (upsert.hash, upsert.resource.clone()));
         }
-        self.version = self.version.max(delta.view.versions["Pod"]);
+        self.version = delta.view.versions["Pod"];
     }
 
     fn services(&self) -> Vec<&Service> {

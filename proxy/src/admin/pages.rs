@@ -32,7 +32,7 @@ pub(super) async fn answer<B>(admin: &Admin, listener: &Listener, request: &Requ
         (_, "/healthz" | "/livez") => health(admin),
         (Listener::Admin(_) | Listener::Socket(_), "/readyz") => ready(admin),
         (Listener::Admin(_) | Listener::Socket(_), "/metrics") => metrics(admin).await,
-        (Listener::Socket(_), "/debug/config") => json_page(StatusCode::OK, json!(*admin.config)),
+        (Listener::Socket(_), "/debug/config") => json_page(StatusCode::OK, &json!(*admin.config)),
         (Listener::Socket(_), "/debug/snapshot") => debug::snapshot(admin),
         (Listener::Socket(_), "/debug/services") => debug::services(admin),
         _ => text(StatusCode::NOT_FOUND, "no such page\n".to_owned()),
@@ -48,7 +48,7 @@ fn health(admin: &Admin) -> Response<Body> {
         "revisionApplied": report.applied,
         "laggingSeconds": report.lagging.as_secs(),
     });
-    json_page(status, page)
+    json_page(status, &page)
 }
 
 fn ready(admin: &Admin) -> Response<Body> {
@@ -68,7 +68,7 @@ fn ready(admin: &Admin) -> Response<Body> {
         "controller": state.controller,
         "datapath": state.datapath.map(|(mode, reason)| json!({"mode": mode, "reason": reason})),
     });
-    json_page(status, page)
+    json_page(status, &page)
 }
 
 async fn metrics(admin: &Admin) -> Response<Body> {
@@ -125,7 +125,7 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-pub(super) fn json_page(status: StatusCode, page: serde_json::Value) -> Response<Body> {
+fn json_page(status: StatusCode, page: &serde_json::Value) -> Response<Body> {
     let mut response = text(status, format!("{page:#}\n"));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

@@ -14,8 +14,15 @@ pub(super) struct Pending {
     nonce: u64,
     nacks: Vec<proto::Nack>,
     observed_unix_nanos: u64,
-    applied: oneshot::Receiver<u64>,
-    revision: Option<u64>,
+    revision: Revision,
+}
+
+/// Which revision has it.
+#[derive(Debug)]
+enum Revision {
+    /// The store will tell.
+    Awaited(oneshot::Receiver<u64>),
+    Known(u64),
 }
 
 impl Pending {
@@ -26,7 +33,12 @@ impl Pending {
         observed_unix_nanos: u64,
         applied: oneshot::Receiver<u64>,
     ) -> Self {
-        Self { nonce, nacks, observed_unix_nanos, applied, revision: None }
+        Self { nonce, nacks, observed_unix_nanos, revision: Revision::Awaited(applied) }
+    }
+
+    /// A part of the first series: acknowledged once the store has it.
+    pub(super) fn early(nonce: u64, nacks: Vec<proto::Nack>) -> Self {
+        Self { nonce, nacks, observed_unix_nanos: 0, revision: Revision::Known(0) }
     }
 }
 
@@ -56,10 +68,12 @@ impl Acks {
     /// Whether the oldest can be acknowledged, given the revision that every data path has.
     pub(super) fn ready(&mut self, programmed: u64) -> bool {
         let Some(front) = self.queue.front_mut() else { return false };
-        if front.revision.is_none() {
-            front.revision = front.applied.try_recv().ok();
+        if let Revision::Awaited(applied) = &mut front.revision
+            && let Ok(revision) = applied.try_recv()
+        {
+            front.revision = Revision::Known(revision);
         }
-        front.revision.is_some_and(|revision| revision <= programmed)
+        matches!(front.revision, Revision::Known(revision) if revision <= programmed)
     }
 
     /// Takes the oldest out: its Ack, and when the controller saw what is in it (0: that says nothing).
@@ -71,9 +85,9 @@ impl Acks {
     /// Waits until the store has taken in all of them.
     pub(super) async fn settle(&mut self) {
         for pending in self.queue.drain(..) {
-            if pending.revision.is_none() {
+            if let Revision::Awaited(applied) = pending.revision {
                 // An error means that the store's task has ended, and then nothing is left to wait for.
-                let _ = pending.applied.await;
+                let _ = applied.await;
             }
         }
     }

@@ -12,7 +12,7 @@ mod stream;
 mod tests;
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::status::Status;
 use crate::store::StoreHandle;
 use crate::supervise::Shutdown;
-use rotation::Rotation;
+use rotation::{Rotation, Turn};
 use stream::{End, Stream};
 
 /// What the task needs.
@@ -59,7 +59,7 @@ impl Client {
             }
             let endpoint = &self.endpoints[turn.index];
             let end = tokio::select! {
-                end = self.one_stream(endpoint, turn.oldest) => end,
+                end = self.one_stream(endpoint, turn) => end,
                 _ = self.shutdown.stopped() => return,
             };
             tracing::info!(controller = %endpoint, end = %end, "the stream ended; what was received goes on being served");
@@ -67,12 +67,12 @@ impl Client {
         }
     }
 
-    async fn one_stream(&self, endpoint: &Endpoint, oldest: Option<Duration>) -> End {
+    async fn one_stream(&self, endpoint: &Endpoint, turn: Turn) -> End {
         let channel = match dial::dial(endpoint, self.tls_dir.as_deref()).await {
             Ok(channel) => channel,
             Err(error) => return End::Unreachable(format!("{error:#}")),
         };
-        let mut stream = Stream::new(self, endpoint.to_string(), oldest);
+        let mut stream = Stream::new(self, endpoint.to_string(), turn);
         let end = stream.run(channel).await;
         self.metrics.stream_connected.set(0);
         self.metrics.acks_pending.set(0);

@@ -4,9 +4,11 @@
 use sheave_api::{Decoded, name_of_key, proto};
 use sheave_model::{Resource, ResourceKey, View};
 
-/// Whether an Update would go back in time: same source, and something in it is older than what was applied.
+/// Whether an Update would go back in time: same source, and some kind in it is older than what was applied. A kind that
+/// the controller doesn't watch (any more) has no part in what it computes.
 pub(super) fn goes_back(update: &View, mine: &View) -> bool {
-    update.source == mine.source && !update.reaches(mine)
+    let older = |(kind, version): (&String, &u64)| update.versions.get(kind).is_some_and(|theirs| theirs < version);
+    update.source == mine.source && mine.versions.iter().any(older)
 }
 
 /// Takes out facts of other nodes, which no controller should send; returns what to answer for them.

@@ -9,7 +9,11 @@ const FIRST: Duration = Duration::from_millis(100);
 /// Longest pause.
 const LONGEST: Duration = Duration::from_secs(10);
 /// A replica whose view is older than this is left for a fresher one, while there is one to try.
-const OLD: Duration = Duration::from_secs(15);
+/// A replica hears from a quiet source once a minute (bookmarks), so that is no sign of trouble.
+const OLD: Duration = Duration::from_secs(120);
+/// Rounds in which replicas would have gone back in time, and none served, after which they are believed. A replica that
+/// merely lags closes the stream by itself; one that serves older state has found that its source went back.
+const BELIEVED: u32 = 3;
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +24,8 @@ pub(super) struct Turn {
     pub(super) pause: Duration,
     /// How old its view may be; nothing: as old as it is.
     pub(super) oldest: Option<Duration>,
+    /// Whether its first series may be older than what was applied.
+    pub(super) may_go_back: bool,
 }
 
 /// Goes round the replicas.
@@ -29,25 +35,29 @@ pub(super) struct Rotation {
     failures: u32,
     /// Ages of the views that were left for being old since a replica last served.
     ages: Vec<Option<Duration>>,
+    /// Streams in a row that would have gone back in time.
+    went_back: u32,
     fresh_start: bool,
 }
 
 impl Rotation {
     /// Over `count` replicas, of which there is at least one.
     pub(super) fn new(count: usize) -> Self {
-        Self { next: 0, failures: 0, ages: vec![None; count.max(1)], fresh_start: true }
+        Self { next: 0, failures: 0, ages: vec![None; count.max(1)], went_back: 0, fresh_start: true }
     }
 
     /// The next turn.
     pub(super) fn next(&mut self) -> Turn {
         let count = self.ages.len();
         let pause = if std::mem::take(&mut self.fresh_start) { Duration::ZERO } else { jitter(self.base()) };
+        let replicas = u32::try_from(count).unwrap_or(u32::MAX);
+        let may_go_back = self.went_back > 0 && self.failures >= replicas.saturating_mul(BELIEVED);
         let tried = usize::try_from(self.failures).unwrap_or(usize::MAX);
         let best = self.ages.iter().enumerate().filter_map(|(index, age)| age.map(|age| (age, index))).min();
         // Once every replica was asked, the freshest of the old ones is better than none.
         match best {
-            Some((_, index)) if tried >= count => Turn { index, pause, oldest: None },
-            _ => Turn { index: self.next, pause, oldest: (count > 1).then_some(OLD) },
+            Some((_, index)) if tried >= count => Turn { index, pause, oldest: None, may_go_back },
+            _ => Turn { index: self.next, pause, oldest: (count > 1).then_some(OLD), may_go_back },
         }
     }
 
@@ -57,6 +67,7 @@ impl Rotation {
         match end {
             End::AfterServing(_) => {
                 self.failures = 0;
+                self.went_back = 0;
                 self.ages.fill(None);
             }
             End::Old(age) => {
@@ -64,6 +75,7 @@ impl Rotation {
                 self.failures = self.failures.saturating_add(1);
             }
             End::Unreachable(_) | End::BeforeServing(_) | End::BackInTime => {
+                self.went_back += u32::from(*end == End::BackInTime);
                 self.ages[index] = None;
                 self.failures = self.failures.saturating_add(1);
             }
@@ -111,7 +123,7 @@ mod tests {
     fn of_old_views_the_freshest_serves_once_all_were_asked() {
         let mut rotation = Rotation::new(3);
         for (index, end) in
-            [End::Old(Duration::from_secs(60)), End::Old(Duration::from_secs(20)), failed()].iter().enumerate()
+            [End::Old(Duration::from_secs(600)), End::Old(Duration::from_secs(200)), failed()].iter().enumerate()
         {
             let turn = rotation.next();
             assert_eq!((turn.index, turn.oldest), (index, Some(OLD)));
@@ -121,6 +133,20 @@ mod tests {
         assert_eq!((turn.index, turn.oldest), (1, None));
         rotation.ended(1, &failed());
         assert_eq!(rotation.next().index, 0, "the other old one is better than none");
+    }
+
+    #[test]
+    fn replicas_that_go_back_are_believed_only_after_several_rounds() {
+        let mut rotation = Rotation::new(2);
+        for n in 0..6 {
+            let turn = rotation.next();
+            assert!(!turn.may_go_back, "turn {n}");
+            let end = if n == 1 { End::BackInTime } else { failed() };
+            rotation.ended(turn.index, &end);
+        }
+        assert!(rotation.next().may_go_back);
+        rotation.ended(0, &End::AfterServing(String::new()));
+        assert!(!rotation.next().may_go_back);
     }
 
     #[test]

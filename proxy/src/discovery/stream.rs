@@ -13,6 +13,7 @@ use super::Client;
 use super::acks::{Acks, Pending};
 use super::dial::with_causes;
 use super::refuse::{FirstSeries, foreign_nodes, goes_back};
+use super::rotation::Turn;
 use crate::status::unix_nanos;
 use crate::store::Change;
 
@@ -54,17 +55,17 @@ impl fmt::Display for End {
 pub(super) struct Stream<'a> {
     client: &'a Client,
     endpoint: String,
-    oldest: Option<Duration>,
+    turn: Turn,
     view: View,
     series: FirstSeries,
     acks: Acks,
 }
 
 impl<'a> Stream<'a> {
-    /// A stream to `endpoint`, left where its view is older than `oldest`.
-    pub(super) fn new(client: &'a Client, endpoint: String, oldest: Option<Duration>) -> Self {
+    /// A stream to `endpoint`, left where its view is older than this turn allows.
+    pub(super) fn new(client: &'a Client, endpoint: String, turn: Turn) -> Self {
         let view = client.store.snapshots.borrow().view.clone();
-        Self { client, endpoint, oldest, view, series: FirstSeries::default(), acks: Acks::default() }
+        Self { client, endpoint, turn, view, series: FirstSeries::default(), acks: Acks::default() }
     }
 
     /// Waits until the store has taken in all that this stream brought.
@@ -141,8 +142,15 @@ impl<'a> Stream<'a> {
         };
         let mut decoded = decode_update(update);
         if goes_back(&decoded.delta.view, &self.view) {
-            self.client.metrics.stream_refused.inc();
-            return Some(End::BackInTime);
+            if self.series.is_over() || !self.turn.may_go_back {
+                self.client.metrics.stream_refused.inc();
+                return Some(End::BackInTime);
+            }
+            tracing::warn!(
+                controller = self.endpoint,
+                "every replica that answers has older state than this node has applied, so the source itself went back \
+                 (a restored backup?); taking over what is there",
+            );
         }
         if self.view.source != decoded.delta.view.source && !self.view.source.is_empty() {
             tracing::warn!(
@@ -154,25 +162,29 @@ impl<'a> Stream<'a> {
         }
         let age = decoded.age;
         let complete = self.series.hold_back(&mut decoded);
-        self.view.advance(&decoded.delta.view);
+        self.view.clone_from(&decoded.delta.view);
         let nacks = self.nacks(&mut decoded);
         let (nonce, observed) = (decoded.nonce, decoded.delta.observed_unix_nanos);
         let names: Vec<ResourceKey> = decoded.delta.upserts.iter().map(|upsert| upsert.resource.key()).collect();
         self.client.status.accepted(names.iter().chain(&decoded.delta.removals));
-        let (applied, revision) = oneshot::channel();
+        let (applied, mut revision) = oneshot::channel();
         let change = Change { delta: decoded.delta, complete, applied };
         if self.client.store.changes.send(change).await.is_err() {
             return Some(self.end("the store has ended".to_owned()));
         }
-        self.acks.push(Pending::new(nonce, nacks, observed, revision));
+        if !self.series.is_over() {
+            // The data paths may wait for the end of the first series, and the controller for acks before it sends that.
+            let _ = (&mut revision).await;
+            self.acks.push(Pending::early(nonce, nacks));
+        } else {
+            self.acks.push(Pending::new(nonce, nacks, observed, revision));
+        }
         self.client.metrics.acks_pending.set(i64::try_from(self.acks.len()).unwrap_or(i64::MAX));
         if complete {
             self.completed();
-            if self.oldest.is_some_and(|oldest| age > oldest) {
-                return Some(End::Old(age));
-            }
         }
-        None
+        let too_old = self.series.is_over() && self.turn.oldest.is_some_and(|oldest| age > oldest);
+        too_old.then_some(End::Old(age))
     }
 
     fn completed(&self) {

@@ -269,6 +269,47 @@ async fn a_replica_that_lags_is_left_for_the_next_and_nothing_goes_back() {
 }
 
 #[tokio::test]
+async fn a_source_that_went_back_is_believed_when_nobody_says_otherwise() {
+    let mut world = World::new(1);
+    world.programs_at_once();
+    let mut controller = Controller::start(&world.socket(0));
+    let mut session = controller.session().await;
+    session.hello().await;
+    session.send(update(1, 9, vec![upsert(service("new", "10.0.0.1"))])).await;
+    world.holds(&["new"]).await;
+    drop(session);
+    for round in 0..4 {
+        let mut session = controller.session().await;
+        assert_eq!(session.hello().await.view.unwrap().versions["Pod"], 9);
+        let mut restored = update(1, 2, vec![upsert(service("old", "10.0.0.2"))]);
+        restored.removals = vec![name_of_key(&ResourceKey::Service(ServiceKey::new("ns", "new")))];
+        session.send(restored).await;
+        if round == 3 {
+            session.ack().await;
+        }
+    }
+    world.holds(&["old"]).await;
+    assert_eq!(world.client.metrics.stream_refused.get(), 3);
+    assert_eq!(world.client.store.snapshots.borrow().view.versions["Pod"], 2);
+}
+
+#[tokio::test]
+async fn parts_of_the_first_series_are_acknowledged_before_they_are_programmed() {
+    let world = World::new(1);
+    let mut controller = Controller::start(&world.socket(0));
+    let mut session = controller.session().await;
+    session.hello().await;
+    let mut part = update(1, 1, vec![upsert(service("a", "10.0.0.1"))]);
+    part.last_of_initial = false;
+    session.send(part).await;
+    assert_eq!(session.ack().await.nonce, 1);
+    session.send(update(2, 1, Vec::new())).await;
+    session.silent().await;
+    world.programmed.send_replace(2);
+    assert_eq!(session.ack().await.nonce, 2);
+}
+
+#[tokio::test]
 async fn removals_wait_for_the_end_of_the_first_series() {
     let mut world = World::new(1);
     world.programs_at_once();
