@@ -1,5 +1,7 @@
 //! Log lines on standard error, for people or as JSON, with a level that can be changed while running.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
@@ -32,7 +34,8 @@ fn parse(filter: &str) -> Result<EnvFilter, String> {
 /// Starts logging. Fails on a filter that can't be read.
 pub(crate) fn start(json: bool, filter: &str) -> Result<LogLevel, ConfigError> {
     let (filter, handle) = reload::Layer::new(parse(filter).map_err(ConfigError)?);
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    // Colours are for a person's terminal: in a file or a pod's log they are noise.
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let lines = if json { lines.json().flatten_event(true).boxed() } else { lines.boxed() };
     let started = tracing_subscriber::registry().with(filter).with(lines).try_init();
     started.map_err(|error| ConfigError(format!("logging can't start: {error}")))?;

@@ -1,5 +1,6 @@
 //! Log lines to stderr, for eyes or as JSON; which ones can be changed while the program runs.
 
+use std::io::IsTerminal as _;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -31,7 +32,8 @@ impl LogLevel {
 pub(crate) fn start(format: LogFormat, filter: &str) -> anyhow::Result<LogLevel> {
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = fmt::layer().with_writer(std::io::stderr).with_target(true);
+    // Colours are for a person's terminal: in a file or a pod's log they are noise.
+    let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match format {
         LogFormat::Human => registry.with(layer).try_init()?,
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init()?,
