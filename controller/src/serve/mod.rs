@@ -7,6 +7,8 @@ mod nodes;
 mod stream;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
 
 use std::sync::Arc;
 use std::time::Duration;
