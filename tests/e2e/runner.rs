@@ -18,8 +18,8 @@ use crate::leftovers;
 
 /// Two nodes show everything: an endpoint here and one there.
 const NODES: u8 = 2;
-/// Lines of each log that a failure shows.
-const LOG_LINES: usize = 25;
+/// Lines of each log, of those written during the case, that a failure shows.
+const LOG_LINES: usize = 12;
 
 /// What has been counted so far.
 #[derive(Default)]
@@ -100,10 +100,12 @@ fn run_pair(
         let start = Instant::now();
         let namespace = format!("{name}-{number}");
         let context = Context { cluster: Arc::clone(&cluster), namespace, kube: kube.cloned(), folder: folder.clone() };
+        let marks = cluster.log_marks();
         let result = run_case(&context, case);
         tally.note(&format!("{} {suffix}", case.name), start, &result);
         if result.is_err() {
-            println!("{}", cluster.logs(LOG_LINES));
+            drop(context);
+            println!("{}", cluster.logs_since(&marks, LOG_LINES));
             heal(&cluster)?;
         }
     }

@@ -68,22 +68,23 @@ fn cluster_ip_outside(it: &Context) -> Result<()> {
     PROTOCOLS.iter().try_for_each(|&(kind, port)| all_served(it, &OUTSIDE, To::ClusterIp, kind, vip, port, &web))
 }
 
-/// A NodePort Service; the port that its TCP and UDP have on every node.
-fn with_node_port(it: &Context, web: &Deployment) -> Result<u16> {
-    let number = it.node_port();
+/// A NodePort Service; the ports that its TCP and UDP have on every node.
+fn with_node_port(it: &Context, web: &Deployment) -> Result<[(Kind, u16); 2]> {
+    let numbers = [(Kind::Tcp, it.node_port()), (Kind::Udp, it.node_port())];
     let mut ports = ports();
-    for port in &mut ports {
+    for (port, (_, number)) in ports.iter_mut().zip(numbers) {
         port["nodePort"] = json!(number);
     }
     let mut service = it.service("web", it.vip(), web, &ports);
     service["spec"]["type"] = json!("NodePort");
     it.apply(&service)?;
-    Ok(number)
+    Ok(numbers)
 }
 
 fn node_port(it: &Context, kind: Kind) -> Result<()> {
     let web = it.deployment("web", 2)?;
-    let port = with_node_port(it, &web)?;
+    let numbers = with_node_port(it, &web)?;
+    let port = if kind == Kind::Udp { numbers[1].1 } else { numbers[0].1 };
     for number in [1, 2] {
         let clients = [From::Pod(number), From::Node(number)];
         all_served(it, &clients, To::Outer, kind, it.node(number).address, port, &web)?;
@@ -95,8 +96,7 @@ fn node_port(it: &Context, kind: Kind) -> Result<()> {
 
 fn node_port_outside(it: &Context) -> Result<()> {
     let web = it.deployment("web", 2)?;
-    let port = with_node_port(it, &web)?;
-    for (kind, _) in PROTOCOLS {
+    for (kind, port) in with_node_port(it, &web)? {
         for (from, node) in [(From::Outside(1), 1), (From::Outside(2), 2)] {
             all_served(it, &[from], To::Outer, kind, it.node(node).address, port, &web)?;
         }

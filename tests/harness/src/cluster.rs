@@ -317,17 +317,35 @@ impl Cluster {
         here.iter().try_for_each(|(kind, namespace, name)| self.remove(kind, namespace, name))
     }
 
+    fn log_files(&self) -> Vec<PathBuf> {
+        let mut names: Vec<_> =
+            fs::read_dir(self.world.run.logs()).into_iter().flatten().flatten().map(|it| it.path()).collect();
+        names.sort();
+        let own = format!("/{}-", self.options.name);
+        names.retain(|path| path.to_string_lossy().contains(&own));
+        names
+    }
+
+    /// How long each log of this cluster's programs is now; see [`Cluster::logs_since`].
+    pub fn log_marks(&self) -> BTreeMap<PathBuf, u64> {
+        let length = |path: PathBuf| Some((path.clone(), fs::metadata(path).ok()?.len()));
+        self.log_files().into_iter().filter_map(length).collect()
+    }
+
     /// The ends of all logs of this cluster's programs.
     pub fn logs(&self, lines: usize) -> String {
-        let folder = self.world.run.logs();
-        let mut names: Vec<_> = fs::read_dir(&folder).into_iter().flatten().flatten().map(|it| it.path()).collect();
-        names.sort();
-        let own = names.iter().filter(|path| path.to_string_lossy().contains(&format!("/{}-", self.options.name)));
-        own.map(|path| {
-            let text = fs::read_to_string(path).unwrap_or_default();
-            format!("--- {}\n{}\n", path.display(), tail(&text, lines))
-        })
-        .collect()
+        self.logs_since(&BTreeMap::new(), lines)
+    }
+
+    /// What the logs have said since these marks, at most so many lines of each.
+    pub fn logs_since(&self, marks: &BTreeMap<PathBuf, u64>, lines: usize) -> String {
+        let end = |path: PathBuf| {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let from = marks.get(&path).and_then(|&mark| usize::try_from(mark).ok()).unwrap_or(0);
+            let new = tail(text.get(from..).unwrap_or_default(), lines);
+            if new.is_empty() { String::new() } else { format!("--- {}\n{new}\n", path.display()) }
+        };
+        self.log_files().into_iter().map(end).collect()
     }
 
     /// Ends every program with SIGTERM, takes every object away and cleans the nodes.

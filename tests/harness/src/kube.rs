@@ -117,7 +117,7 @@ impl Kube {
             "--tls-private-key-file=server.key",
             "--token-auth-file=tokens.csv",
         ]);
-        command.args(["--service-account-issuer=https://test", "--service-account-key-file=accounts.key"]);
+        command.args(["--service-account-issuer=https://test", "--service-account-key-file=accounts.pub"]);
         command.args(["--service-account-signing-key-file=accounts.key", "--authorization-mode=RBAC"]);
         command.args(["--endpoint-reconciler-type=none"]);
         command.arg("--disable-admission-plugins=ServiceAccount,TaintNodesByCondition");
@@ -125,12 +125,15 @@ impl Kube {
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
         until("API server ready", START_WITHIN, || {
             if let Some(server) = self.server.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-                server.still_runs()?;
+                let ended = server.still_runs();
+                if ended.is_err() {
+                    return Ok(ended); // no use in waiting on
+                }
             }
             self.api.get("/readyz/ping")?;
             let body = self.api.get_text("/readyz")?;
-            if body == "ok" { Ok(()) } else { bail!("/readyz: {body}") }
-        })
+            if body == "ok" { Ok(Ok(())) } else { bail!("/readyz: {body}") }
+        })?
     }
 
     /// Ends the API server with SIGKILL; etcd stays.

@@ -1,15 +1,26 @@
 //! The test world by itself, with none of the product in it: pods of two nodes reach each other, and nothing is left of it.
 
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use sheave_harness::run;
+use anyhow::{Context, Result, ensure};
+use sheave_harness::run::{self, Run};
 use sheave_harness::testpod::protocol::{Ask, How, Kind, Outcome};
+use sheave_harness::wait::until;
 use sheave_harness::world::World;
+use sheave_harness::{cgroup, sys};
+
+/// As an argument: build a small world, say so, and wait to be ended.
+const IDLE: &str = "idle";
 
 fn main() -> Result<()> {
     let run = run::enter()?;
+    if std::env::args().nth(1).as_deref() == Some(IDLE) {
+        return idle(&run);
+    }
     let world = World::build(&run, 2)?;
     for (claim, test) in TESTS {
         let start = Instant::now();
@@ -29,6 +40,8 @@ const TESTS: &[(&str, Test)] = &[
     ("a_closed_port_is_refused_and_an_unassigned_address_is_silent", refused_is_not_dropped),
     ("kept_connections_echo_half_close_and_beat", kept_connections),
     ("a_load_counts_every_connection", load_counts),
+    ("two_runs_side_by_side_end_by_signal_and_leave_nothing", side_by_side),
+    ("what_a_killed_run_leaves_goes_at_the_next_start", killed_run),
 ];
 
 fn pods_reach_each_other(world: &World) -> Result<()> {
@@ -86,7 +99,7 @@ fn kept_connections(world: &World) -> Result<()> {
     let ask = Ask { say: "hello".into(), ..Ask::new(Kind::Tcp, SocketAddr::new(server.address.v4.into(), 80)) };
     let opened = client.agent.open(&ask)?;
     ensure!(client.agent.ping(opened.id)?.outcome == Outcome::Served, "ping");
-    client.agent.beat(opened.id, std::time::Duration::from_millis(1))?;
+    client.agent.beat(opened.id, Duration::from_millis(1))?;
     ensure!(client.agent.beat_stop(opened.id)?.failure.is_none(), "beat");
     ensure!(client.agent.finish(opened.id)?.starts_with("end "), "half close");
     let doomed = client.agent.open(&ask)?;
@@ -100,7 +113,7 @@ fn load_counts(world: &World) -> Result<()> {
     let server = world.node(1).pod("server", &[(Kind::Hello, 80)])?;
     let client = world.node(2).pod("client", &[])?;
     let load = client.agent.load_start(Ask::new(Kind::Hello, SocketAddr::new(server.address.v6.into(), 80)), 500)?;
-    sheave_harness::wait::until("300 connections", std::time::Duration::from_secs(5), || {
+    until("300 connections", Duration::from_secs(5), || {
         let report = client.agent.load_report(load)?;
         ensure!(report.asked >= 300, "{report:?}");
         Ok(())
@@ -109,5 +122,67 @@ fn load_counts(world: &World) -> Result<()> {
     ensure!(report.failed() == 0 && report.servers["server"].count == report.asked, "{report:?}");
     let noted: u64 = server.agent.records()?.iter().flat_map(|record| record.peers.values()).sum();
     ensure!(noted == report.asked, "{noted} noted, {report:?}");
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "its parent waits for this line")]
+fn idle(run: &Run) -> Result<()> {
+    let _world = World::build(run, 1)?;
+    println!("{}", run.id);
+    std::thread::sleep(Duration::from_secs(60));
+    Ok(())
+}
+
+/// A run of its own, started from inside this one, and what it leaves on the machine while it runs.
+struct Other {
+    supervisor: Child,
+    cgroup: PathBuf,
+    folder: PathBuf,
+}
+
+impl Other {
+    fn start() -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg(IDLE).env_remove("SHEAVE_RUN_STAGE").stdout(Stdio::piped());
+        let mut supervisor = command.spawn()?;
+        let mut id = String::new();
+        BufReader::new(supervisor.stdout.take().context("output")?).read_line(&mut id)?;
+        let name = format!("sheave-{}", id.trim());
+        let (cgroup, folder) = (cgroup::mount_point()?.join(&name), std::env::temp_dir().join(&name));
+        ensure!(cgroup.is_dir() && folder.is_dir(), "{name} is not there");
+        Ok(Self { supervisor, cgroup, folder })
+    }
+
+    fn populated(&self) -> Result<bool> {
+        Ok(std::fs::read_to_string(self.cgroup.join("cgroup.events"))?.contains("populated 1"))
+    }
+
+    fn left(&self) -> bool {
+        self.cgroup.exists() || self.folder.exists()
+    }
+}
+
+fn side_by_side(_: &World) -> Result<()> {
+    let (mut one, mut other) = (Other::start()?, Other::start()?);
+    ensure!(one.populated()? && other.populated()?, "both run");
+    for (run, signal) in [(&mut one, libc::SIGINT), (&mut other, libc::SIGTERM)] {
+        sys::kill(run.supervisor.id(), signal)?;
+        run.supervisor.wait()?;
+        ensure!(!run.left(), "{} or {} is left", run.cgroup.display(), run.folder.display());
+    }
+    Ok(())
+}
+
+fn killed_run(_: &World) -> Result<()> {
+    let mut killed = Other::start()?;
+    killed.supervisor.kill()?;
+    killed.supervisor.wait()?;
+    until("its processes end with it", Duration::from_secs(5), || {
+        ensure!(!killed.populated()?, "some still run");
+        Ok(())
+    })?;
+    ensure!(killed.left(), "a killed supervisor can't have cleaned up");
+    run::remove_leftovers()?;
+    ensure!(!killed.left(), "{} or {} is left", killed.cgroup.display(), killed.folder.display());
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
-/// Writes `ca.crt`, `server.crt`, `server.key` and `accounts.key`; returns the authority's certificate as DER.
+/// Writes `ca.crt`, `server.crt`, `server.key`, `accounts.key` and `accounts.pub`; returns the authority's certificate as DER.
 pub(super) fn write(folder: &Path, address: IpAddr) -> Result<Vec<u8>> {
     let authority_key = KeyPair::generate().context("key")?;
     let mut authority = CertificateParams::default();
@@ -24,6 +24,8 @@ pub(super) fn write(folder: &Path, address: IpAddr) -> Result<Vec<u8>> {
     fs::write(folder.join("ca.crt"), authority_certificate.pem())?;
     fs::write(folder.join("server.crt"), server.pem())?;
     fs::write(folder.join("server.key"), key.serialize_pem())?;
-    fs::write(folder.join("accounts.key"), KeyPair::generate().context("key")?.serialize_pem())?;
+    let accounts = KeyPair::generate().context("key")?;
+    fs::write(folder.join("accounts.key"), accounts.serialize_pem())?;
+    fs::write(folder.join("accounts.pub"), accounts.public_key_pem())?;
     Ok(authority_certificate.der().to_vec())
 }
