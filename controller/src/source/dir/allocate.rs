@@ -37,7 +37,8 @@ impl Pool {
 
     /// Replaces what an object holds.
     pub(super) fn hold(&mut self, key: &ObjectKey, goods: Vec<Good>) {
-        let old = if goods.is_empty() { self.holdings.remove(key) } else { self.holdings.insert(key.clone(), goods.clone()) };
+        let old =
+            if goods.is_empty() { self.holdings.remove(key) } else { self.holdings.insert(key.clone(), goods.clone()) };
         for good in goods {
             *self.held.entry(good).or_default() += 1;
         }
@@ -139,7 +140,9 @@ mod tests {
 
     #[test]
     fn every_address_of_a_small_cidr_is_given_once_and_then_none() {
-        for (cidr, count) in [("10.0.0.0/28", 14), ("10.0.0.0/24", 254), ("fd00::/120", 255), ("10.0.0.0/31", 0), ("10.0.0.0/32", 0)] {
+        for (cidr, count) in
+            [("10.0.0.0/28", 14), ("10.0.0.0/24", 254), ("fd00::/120", 255), ("10.0.0.0/31", 0), ("10.0.0.0/32", 0)]
+        {
             let mut pool = pool(cidr);
             let mut given = BTreeSet::new();
             let v4 = pool.has_family(true);
@@ -154,7 +157,9 @@ mod tests {
     #[test]
     fn the_lower_part_is_left_to_those_who_choose() {
         for n in 0..1000 {
-            let Some(IpAddr::V4(ip)) = pool("10.96.0.0/16").free_address(&format!("s{n}"), true) else { panic!("there are many") };
+            let Some(IpAddr::V4(ip)) = pool("10.96.0.0/16").free_address(&format!("s{n}"), true) else {
+                panic!("there are many")
+            };
             assert!(ip >= Ipv4Addr::new(10, 96, 1, 0), "{ip}");
         }
     }

@@ -22,9 +22,9 @@ pub(super) struct Admitted {
 
 /// What a record holds.
 pub(super) fn goods(record: &Record) -> Vec<Good> {
-    let ports = record.node_ports.iter().filter_map(|(slot, &port)| {
+    let ports = record.node_ports.iter().map(|(slot, &port)| {
         let protocol = if slot.starts_with("UDP/") { Protocol::Udp } else { Protocol::Tcp };
-        Some(Good::Port(protocol, port))
+        Good::Port(protocol, port)
     });
     record.cluster_ips.iter().map(|&ip| Good::Address(ip)).chain(ports).collect()
 }
@@ -135,7 +135,11 @@ impl Form<'_> {
         }
         if policy == "RequireDualStack" && families.len() < 2 {
             let message = "RequireDualStack needs both families, and --service-cidr has one".to_owned();
-            self.wrong("spec.ipFamilyPolicy", message, "give --service-cidr a CIDR of each family, or write PreferDualStack");
+            self.wrong(
+                "spec.ipFamilyPolicy",
+                message,
+                "give --service-cidr a CIDR of each family, or write PreferDualStack",
+            );
         }
         if !matches!(policy, "" | "SingleStack" | "PreferDualStack" | "RequireDualStack") {
             let message = format!("{policy:?} is not known, SingleStack is taken");
@@ -180,7 +184,10 @@ impl Form<'_> {
             let (message, remedy) = if self.pool.has_family(v4) {
                 (format!("no {family} address is free"), "give --service-cidr a larger CIDR, or delete Services")
             } else {
-                (format!("there is no {family} address to assign"), "name one here, or give --service-cidr a CIDR of the family")
+                (
+                    format!("there is no {family} address to assign"),
+                    "name one here, or give --service-cidr a CIDR of the family",
+                )
             };
             self.wrong("spec.clusterIPs", message, remedy);
         }

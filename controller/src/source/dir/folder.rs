@@ -168,7 +168,10 @@ impl Folder {
         let Ok(text) = std::str::from_utf8(&bytes) else {
             let message = "is not UTF-8".to_owned();
             let remedy = "save it as UTF-8; objects this file gave before stay".to_owned();
-            return File { unreadable: Some(Fault { place: path.to_string(), message, remedy, ..Fault::default() }), ..old };
+            return File {
+                unreadable: Some(Fault { place: path.to_string(), message, remedy, ..Fault::default() }),
+                ..old
+            };
         };
         let earlier: Vec<Arc<Item>> = old.items(path).map(|(_, item)| item.clone()).collect();
         let docs = if path.ends_with(".json") { self.json(text) } else { self.yaml(text, old.docs) };

@@ -125,7 +125,8 @@ impl Keeper {
                     wanted.insert(path.clone());
                 }
             }
-            gone = self.folder.paths().filter(|path| !found.files.contains_key(&***path)).map(|p| p.to_string()).collect();
+            gone =
+                self.folder.paths().filter(|path| !found.files.contains_key(&***path)).map(|p| p.to_string()).collect();
             look.dirs = Some(found.dirs);
         } else {
             // A file that is gone says nothing when the folder is gone with it.

@@ -146,7 +146,9 @@ fn object(mut value: Value, at: &str, text: Option<&str>, parsed: &mut Parsed, s
         Kind::Node => typed::<Node>(&value, text).map(|node| facts::from_node(&node, strings).map(item)),
         Kind::Namespace => typed::<Namespace>(&value, text).map(|ns| facts::from_namespace(&ns, strings).map(item)),
         Kind::EndpointSlice => typed::<EndpointSlice>(&value, text).map(|s| facts::from_slice(&s, strings).map(item)),
-        Kind::ServiceCidr => typed::<ServiceCIDR>(&value, text).map(|c| facts::from_service_cidr(&c, strings).map(item)),
+        Kind::ServiceCidr => {
+            typed::<ServiceCIDR>(&value, text).map(|c| facts::from_service_cidr(&c, strings).map(item))
+        }
     };
     match made {
         Ok(Ok(item)) => parsed.items.push(Arc::new(item)),
@@ -199,25 +201,13 @@ struct Wrong {
     message: String,
 }
 
-/// Reads an object as its kind. Only when that fails it is read a second time, by the parser that names fields and lines.
+/// Reads an object as its kind. Only when that fails its text is read a second time, by the parser that knows lines.
 fn typed<T: DeserializeOwned>(value: &Value, text: Option<&str>) -> Result<T, Wrong> {
-    T::deserialize(value).map_err(|plain| {
-        let (again, has_lines) = match text {
-            Some(text) => (serde_yaml_ng::from_str::<T>(text).err(), true),
-            None => {
-                let text = serde_yaml_ng::to_string(value).unwrap_or_default();
-                (serde_yaml_ng::from_str::<T>(&text).err(), false)
-            }
-        };
-        let Some(error) = again else {
-            return Wrong { line: None, field: String::new(), message: plain.to_string() };
-        };
-        let line = error.location().filter(|_| has_lines).map(|at| at.line().saturating_sub(1));
-        let message = bare(&error);
-        match message.split_once(": ").filter(|(field, _)| !field.contains(' ')) {
-            Some((field, rest)) => Wrong { line, field: field.to_owned(), message: rest.to_owned() },
-            None => Wrong { line, field: String::new(), message },
-        }
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let again = text.and_then(|text| serde_yaml_ng::from_str::<T>(text).err());
+        let line = again.and_then(|again| again.location()).map(|at| at.line().saturating_sub(1));
+        let field = error.path().to_string();
+        Wrong { line, field: if field == "." { String::new() } else { field }, message: error.inner().to_string() }
     })
 }
 

@@ -116,7 +116,8 @@ pub(super) fn read(path: &Path) -> (Content, Option<Print>) {
         message: format!("can't be read: {error}"),
         remedy: "let the controller read it".to_owned(),
     };
-    let opened = fs::metadata(path).and_then(|meta| if meta.is_file() { Ok(Some(File::open(path)?)) } else { Ok(None) });
+    let opened =
+        fs::metadata(path).and_then(|meta| if meta.is_file() { Ok(Some(File::open(path)?)) } else { Ok(None) });
     let file = match opened {
         Ok(Some(file)) => file,
         Ok(None) => return (Content::Gone, None),

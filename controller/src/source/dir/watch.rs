@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
-use tokio::io::unix::AsyncFd;
+use futures::StreamExt;
+use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchDescriptor, WatchMask};
 use tokio::time::{Instant, timeout_at};
 
 use super::scan::name_of;
@@ -36,17 +36,16 @@ impl Changes {
 /// Watches a folder and those inside it.
 pub(super) struct Watcher {
     root: PathBuf,
-    inotify: AsyncFd<Inotify>,
+    events: EventStream<Vec<u8>>,
     dirs: HashMap<WatchDescriptor, PathBuf>,
-    buffer: Vec<u8>,
 }
 
 impl Watcher {
     /// # Errors
     /// When the kernel has no inotify instance left for this user.
     pub(super) fn new(root: &Path) -> io::Result<Self> {
-        let inotify = AsyncFd::new(Inotify::init()?)?;
-        Ok(Self { root: root.to_owned(), inotify, dirs: HashMap::new(), buffer: vec![0; BUFFER] })
+        let events = Inotify::init()?.into_event_stream(vec![0; BUFFER])?;
+        Ok(Self { root: root.to_owned(), events, dirs: HashMap::new() })
     }
 
     /// Watches these folders and no others. Returns whether some are watched only from now on, so that a change made
@@ -55,8 +54,9 @@ impl Watcher {
     /// # Errors
     /// When the kernel has no watch left for this user. Folders that are gone are passed over.
     pub(super) fn follow(&mut self, dirs: &BTreeSet<PathBuf>) -> io::Result<bool> {
-        let stale: Vec<_> = self.dirs.iter().filter(|(_, dir)| !dirs.contains(*dir)).map(|(wd, _)| wd.clone()).collect();
-        let mut watches = self.inotify.get_ref().watches();
+        let stale: Vec<_> =
+            self.dirs.iter().filter(|(_, dir)| !dirs.contains(*dir)).map(|(wd, _)| wd.clone()).collect();
+        let mut watches = self.events.watches();
         for descriptor in stale {
             self.dirs.remove(&descriptor);
             // The kernel has dropped the watch already when the folder is gone.
@@ -104,35 +104,20 @@ impl Watcher {
     }
 
     async fn read(&mut self, changes: &mut Changes) -> io::Result<()> {
-        loop {
-            let mut ready = self.inotify.readable_mut().await?;
-            let result = ready.try_io(|inotify| {
-                let events = inotify.get_mut().read_events(&mut self.buffer)?;
-                for event in events {
-                    note(&self.root, &self.dirs, event.mask, &event.wd, event.name, changes);
-                }
-                Ok(())
-            });
-            match result {
-                Ok(result) => return result,
-                Err(_would_block) => {}
-            }
+        match self.events.next().await {
+            Some(event) => note(&self.root, &self.dirs, &event?, changes),
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
         }
+        Ok(())
     }
 }
 
-fn note(
-    root: &Path,
-    dirs: &HashMap<WatchDescriptor, PathBuf>,
-    mask: EventMask,
-    descriptor: &WatchDescriptor,
-    name: Option<&std::ffi::OsStr>,
-    changes: &mut Changes,
-) {
+fn note(root: &Path, dirs: &HashMap<WatchDescriptor, PathBuf>, event: &EventOwned, changes: &mut Changes) {
+    let mask = event.mask;
     if mask.contains(EventMask::IGNORED) {
         return;
     }
-    let path = dirs.get(descriptor).zip(name).map(|(dir, name)| dir.join(name));
+    let path = dirs.get(&event.wd).zip(event.name.as_ref()).map(|(dir, name)| dir.join(name));
     let Some(path) = path.filter(|_| !mask.contains(EventMask::ISDIR)) else {
         changes.everything = true;
         return;
@@ -153,4 +138,3 @@ fn is_link(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     path.symlink_metadata().is_ok_and(|meta| meta.is_symlink() || meta.nlink() > 1)
 }
-
