@@ -20,6 +20,7 @@ mod tcp;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod udp;
 mod view;
 mod worker;
 
@@ -37,6 +38,7 @@ use metrics::ListenerMetrics;
 use netlink::NetlinkError;
 use nft::{Marks, Table};
 use program::Program;
+use udp::Sessions;
 use worker::{Shared, Sockets};
 
 /// What the userspace path is configured with.
@@ -73,7 +75,7 @@ impl Default for Options {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     /// Not privileged.
-    #[error("no CAP_NET_ADMIN: run as root, or give the container NET_ADMIN and NET_RAW")]
+    #[error("no CAP_NET_ADMIN or CAP_NET_RAW: run as root, or give the container NET_ADMIN and NET_RAW")]
     NoPermission,
     /// The kernel lacks nftables or a part of it.
     #[error("the kernel has no nftables ({0}): load nf_tables, nft_tproxy and nft_socket")]
@@ -116,6 +118,22 @@ pub(crate) enum Stop {
     Now,
 }
 
+/// Finds out whether this machine lets the userspace path work, before this process owns the node. Touches no packet.
+///
+/// # Errors
+/// One line each; see [`StartError`].
+pub(crate) fn probe(options: &Options) -> Result<(), StartError> {
+    open_table(options).map(drop)
+}
+
+fn open_table(options: &Options) -> Result<Table, StartError> {
+    let marks = Marks { take: options.mark_reply, own: options.mark_own };
+    Table::open(marks, options.proxy_port).map_err(|e| match e.code() {
+        libc::EPERM | libc::EACCES => StartError::NoPermission,
+        _ => StartError::NoNftables(e),
+    })
+}
+
 /// Starts the listener threads and the thread that writes the table. Returns once it is sure that both can work; the first
 /// snapshot after revision 0 opens the listeners and then the table, in that order.
 ///
@@ -126,16 +144,16 @@ pub(crate) fn start(
     snapshots: watch::Receiver<Arc<Snapshot>>,
     metrics: &Metrics,
 ) -> Result<Userspace, StartError> {
-    let marks = Marks { take: options.mark_reply, own: options.mark_own };
-    let table = Table::open(marks, options.proxy_port).map_err(|e| match e.code() {
-        libc::EPERM | libc::EACCES => StartError::NoPermission,
-        _ => StartError::NoNftables(e),
-    })?;
+    let table = open_table(options)?;
     rules::install(options.mark_reply, options.route_table).map_err(StartError::Rules)?;
     let listeners = ListenerMetrics::new(metrics.registry())?;
+    let budget = Budget::of_limit(options.descriptors.unwrap_or_else(sys::raise_descriptor_limit));
+    let most = udp::MOST.min(budget.most() as usize);
+    listeners.udp_capacity.set(most as i64);
     let shared = Arc::new(Shared {
         own_mark: options.mark_own,
-        budget: Budget::of_limit(options.descriptors.unwrap_or_else(sys::raise_descriptor_limit)),
+        budget,
+        sessions: Sessions::new(most),
         metrics: listeners.clone(),
         services: metrics.services.clone(),
         panics: metrics.task_panics.with_label_values(&["connection"]),
@@ -146,8 +164,10 @@ pub(crate) fn start(
     let mut threads = Vec::new();
     let wanted = options.threads.max(1);
     for index in 0..wanted {
-        let sockets = Sockets::bind(options.proxy_port, options.mark_own)
-            .map_err(|source| StartError::Listen { port: options.proxy_port, source })?;
+        let sockets = Sockets::bind(options.proxy_port, options.mark_own).map_err(|source| match source.kind() {
+            io::ErrorKind::PermissionDenied => StartError::NoPermission,
+            _ => StartError::Listen { port: options.proxy_port, source },
+        })?;
         let (shared, stopped, opened) = (shared.clone(), stopped.clone(), opened.clone());
         threads.push(spawn(format!("sheave-{index}"), move || worker::run(shared, sockets, stopped, &opened))?);
     }

@@ -24,7 +24,7 @@ pub(crate) struct Target {
     pub(crate) kind: FrontendKind,
     /// How bytes are carried.
     pub(crate) app: AppProtocol,
-    /// Those that take new connections; may be empty.
+    /// Those that take new connections, in order; may be empty.
     pub(crate) backends: Arc<[SocketAddr]>,
     /// The Service port's counters.
     pub(crate) counters: Arc<PortCounters>,
@@ -74,11 +74,12 @@ impl View {
         let (route, state) = self.snapshot.lookup(frontend)?;
         let port = state.service.ports.get(route.port)?;
         let backends = state.backends.get(route.port)?.of(frontend.address.ip());
+        let backends = if backends.is_sorted() { backends.clone() } else { sorted(backends) };
         Some(Target {
             service: route.service.clone(),
             kind: route.kind,
             app: port.app,
-            backends: backends.clone(),
+            backends,
             counters: self.services.of(&route.service, &port.name, port.protocol),
         })
     }
@@ -88,6 +89,13 @@ impl View {
         let node = self.snapshot().node.as_ref().map(|(_, facts)| &**facts);
         super::source::keeps_client(kind, client, backend, node)
     }
+}
+
+/// A controller that leaves endpoints unsorted must not make sessions lose theirs.
+fn sorted(backends: &[SocketAddr]) -> Arc<[SocketAddr]> {
+    let mut sorted = backends.to_vec();
+    sorted.sort_unstable();
+    sorted.into()
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use super::Stop;
 use super::budget::Budget;
 use super::metrics::ListenerMetrics;
 use super::tcp::{self, Pipes};
+use super::udp::{self, Buffers, Replies, Sessions};
 use super::view::View;
 use crate::metrics::ServiceMetrics;
 
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) services: Arc<ServiceMetrics>,
     /// Tasks that panicked.
     pub(crate) panics: IntCounter,
+    /// UDP sessions.
+    pub(crate) sessions: Sessions,
     /// The snapshots.
     pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
 }
@@ -47,16 +50,20 @@ pub(crate) struct Worker {
     pub(crate) view: RefCell<View>,
     /// For splicing.
     pub(crate) pipes: Rc<Pipes>,
-    /// Connections that are open.
+    /// For replies to UDP clients.
+    pub(crate) replies: Replies,
+    /// For receiving datagrams.
+    pub(crate) buffers: Buffers,
+    /// TCP connections that are open.
     pub(crate) open: Cell<usize>,
 }
 
 impl Worker {
     /// A thread's own part.
-    pub(crate) fn new(shared: Arc<Shared>) -> Rc<Self> {
-        let view = View::new(shared.snapshots.clone(), shared.services.clone());
+    fn new(shared: Arc<Shared>, replies: Replies) -> Rc<Self> {
+        let view = RefCell::new(View::new(shared.snapshots.clone(), shared.services.clone()));
         let pipes = Pipes::new(shared.metrics.pipes.clone());
-        Rc::new(Self { shared, view: RefCell::new(view), pipes, open: Cell::new(0) })
+        Rc::new(Self { shared, view, pipes, replies, buffers: Buffers::new(), open: Cell::new(0) })
     }
 }
 
@@ -67,17 +74,23 @@ const DRAIN_LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(crate) struct Sockets {
     tcp: Vec<Socket>,
+    udp: Vec<Socket>,
+    replies: Replies,
 }
 
 impl Sockets {
     /// Binds those of both families; IPv6's only where the kernel has it.
     ///
     /// # Errors
-    /// Where the port is taken.
+    /// Where the port is taken, or a privilege is missing.
     pub(crate) fn bind(port: u16, mark: u32) -> io::Result<Self> {
-        let mut sockets = Self { tcp: vec![tcp::bind(true, port, mark)?] };
-        match tcp::bind(false, port, mark) {
-            Ok(socket) => sockets.tcp.push(socket),
+        let (tcp, udp) = (vec![tcp::bind(true, port, mark)?], vec![udp::bind(true, port, mark)?]);
+        let mut sockets = Self { tcp, udp, replies: Replies::open(mark)? };
+        match tcp::bind(false, port, mark).and_then(|tcp| Ok((tcp, udp::bind(false, port, mark)?))) {
+            Ok((tcp, udp)) => {
+                sockets.tcp.push(tcp);
+                sockets.udp.push(udp);
+            }
             Err(e) if no_ipv6(&e) => {}
             Err(e) => return Err(e),
         }
@@ -116,7 +129,10 @@ async fn serve(
         first = snapshots.wait_for(|s| s.revision > 0) => if first.is_err() { return Ok(()) },
         _ = stopped.wait_for(|stop| *stop >= Stop::Drain) => return Ok(()),
     }
-    let worker = Worker::new(shared);
+    let worker = Worker::new(shared, sockets.replies);
+    for socket in sockets.udp {
+        drop(tokio::task::spawn_local(udp::serve(worker.clone(), socket)));
+    }
     for socket in sockets.tcp {
         let listener = tcp::listen(socket)?;
         let mut stopped = stopped.clone();

@@ -6,9 +6,14 @@ mod batch;
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
-pub(crate) use batch::{Outgoing, ReceiveBatch, Received, send_batch};
+use socket2::Socket;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+pub(crate) use batch::{BATCH, Outgoing, ReceiveBatch, Received, send_batch};
 
 /// Option of `SOL_NETLINK`: answers carry the kernel's words.
 pub(crate) const NETLINK_EXT_ACK: i32 = 11;
@@ -70,6 +75,33 @@ pub(crate) fn pipe(size: i32) -> io::Result<(OwnedFd, OwnedFd)> {
     // SAFETY: the descriptor is open, and the call takes an int.
     unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, size) };
     Ok((reader.into(), writer.into()))
+}
+
+/// A socket that a runtime watches.
+#[derive(Debug)]
+pub(crate) struct Watched(Arc<Socket>);
+
+impl Watched {
+    /// The socket.
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.0
+    }
+}
+
+impl AsRawFd for Watched {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Watches a socket for datagrams to receive, in the current runtime.
+///
+/// # Errors
+/// Where the runtime can't watch any more.
+pub(crate) fn watch(socket: Arc<Socket>) -> io::Result<AsyncFd<Watched>> {
+    // SAFETY: the descriptor belongs to the socket, which is never given another, and stays open because `Watched` holds
+    // it and lends it only shared.
+    unsafe { AsyncFd::register_with_interest(Watched(socket), Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// Moves the calling thread into a new network namespace, for tests.

@@ -1,4 +1,5 @@
 //! The whole userspace path in network namespaces. Needs root, as the program itself does.
 
 mod tcp;
+mod udp;
 mod world;
