@@ -20,7 +20,7 @@ const ARRIVED: usize = 6;
 /// 10^12 such rows of questions find each of them.
 const ENOUGH: usize = 130;
 /// How long silence lasts before it is called that. Everything here answers within a millisecond or two.
-const SILENCE: u64 = 700;
+const SILENCE: u64 = 300;
 
 /// A question of this kind, in the ordinary way.
 pub(crate) fn question(kind: Kind, target: SocketAddr) -> Ask {

@@ -1,5 +1,7 @@
 //! The four kinds of address a Service has, for every kind of client, in TCP, UDP and HTTP.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use sheave_harness::address::Pair;
@@ -8,7 +10,7 @@ use sheave_harness::objects;
 use sheave_harness::testpod::protocol::{Ask, Kind, Outcome};
 
 use crate::case::{Case, Proof, both, kube};
-use crate::check::{ends_in, question, served_by};
+use crate::check::{ends_in, expect_served, question, served_by};
 use crate::context::{Context, From, INSIDE, To, ports, sockets};
 
 /// From outside machines there is no socket hook to pass.
@@ -133,18 +135,23 @@ fn http(it: &Context) -> Result<()> {
     let mut port = objects::port("http", "TCP", 80, "http");
     port["appProtocol"] = json!("http");
     it.apply(&it.service("web", vip, &web, &[port]))?;
-    let everyone =
-        |it: &Context| it.cluster.world.nodes.iter().flat_map(|node| node.address.both()).collect::<Vec<_>>();
+    let nodes: Vec<_> = it.cluster.world.nodes.iter().flat_map(|node| node.address.both()).collect();
     for target in sockets(vip, 80) {
         for from in INSIDE {
             // An HTTP proxy talks to its backends itself: its node's address is right, and so is the client's.
-            let mut sources = everyone(it);
+            let mut sources = nodes.clone();
             sources.extend(it.sources(from, To::ClusterIp, target.is_ipv6()));
             served_by(it.agent(from), &question(Kind::Http, target), &web.names(), &sources)?;
         }
         let agent = it.agent(From::Pod(1));
         let opened = agent.open(&Ask::new(Kind::Http, target))?;
-        ensure!(opened.answer.outcome == Outcome::Served, "{opened:?}");
+        expect_served(agent, &question(Kind::Http, target), &opened.answer)?;
+        let mut seen = BTreeSet::new();
+        for _ in 0..60 {
+            let answer = agent.ping(opened.id)?;
+            seen.insert(expect_served(agent, &question(Kind::Http, target), &answer)?);
+        }
+        ensure!(seen.len() == 2, "60 requests on one connection all went to {seen:?}");
         agent.close(opened.id)?;
     }
     web.scale(0)?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::protocol::{Answer, Ask, Beats, Opened, Outcome};
+use super::protocol::{Answer, Ask, Beats, Kind, Opened, Outcome};
 use super::udp::Client;
 use super::{client, udp};
 
@@ -22,6 +22,7 @@ enum Socket {
 /// A kept socket; what it said at first is what later round trips are compared with.
 struct Kept {
     socket: Socket,
+    ask: Ask,
     first: Answer,
 }
 
@@ -60,7 +61,7 @@ impl Held {
                 Err(error) => return Ok(Opened { id, answer: client::blank(client::outcome(&error)) }),
             }
         };
-        lock(&self.kept).insert(id, Arc::new(Kept { socket, first: answer.clone() }));
+        lock(&self.kept).insert(id, Arc::new(Kept { socket, ask: ask.clone(), first: answer.clone() }));
         Ok(Opened { id, answer })
     }
 
@@ -109,12 +110,15 @@ impl Kept {
         };
         let start = Instant::now();
         let mut answer = self.first.clone();
-        let mut byte = [0];
-        let mut both = stream;
-        answer.outcome = match both.write_all(b"x").and_then(|()| both.read_exact(&mut byte)) {
-            Ok(()) => Outcome::Served,
-            Err(error) => client::outcome(&error),
+        let round = if self.ask.kind == Kind::Http {
+            client::converse(stream, &self.ask, &mut answer) // one more request, with an answer of its own
+        } else {
+            let (mut byte, mut both) = ([0], stream);
+            both.write_all(b"x").and_then(|()| both.read_exact(&mut byte))
         };
+        if let Err(error) = round {
+            answer.outcome = client::outcome(&error);
+        }
         answer.millis = start.elapsed().as_secs_f64() * 1000.0;
         answer
     }
