@@ -112,10 +112,10 @@ fn remember(io: &impl Tables, cookie: u64, peer: &PeerRow, to: &Place, backend: 
 
 #[inline(always)]
 fn flow_key(cookie: u64, to: &Place) -> FlowKey {
-    FlowKey { cookie, address: to.address, port: to.port, pad: [0; 6] }
+    FlowKey { cookie, address: to.address, port: to.port, pad: [0; 3] }
 }
 
 #[inline(always)]
 fn reply_key(cookie: u64, from: &Place) -> ReplyKey {
-    ReplyKey { cookie, address: from.address, port: from.port, pad: [0; 6] }
+    ReplyKey { cookie, address: from.address, port: from.port, pad: [0; 3] }
 }
