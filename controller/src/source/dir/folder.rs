@@ -55,7 +55,7 @@ impl File {
 }
 
 /// Where an object is written. The order is the order of precedence: a kept version counts only while there is no other.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Spot {
     kept: bool,
     path: Arc<str>,
@@ -67,7 +67,8 @@ struct Spot {
 #[derive(Debug, Default)]
 pub(super) struct Folder {
     files: BTreeMap<Arc<str>, File>,
-    owners: HashMap<ObjectKey, BTreeMap<Spot, Arc<Item>>>,
+    /// Sorted by place; nearly always there is one.
+    owners: HashMap<ObjectKey, Vec<(Spot, Arc<Item>)>>,
     strings: Strings,
 }
 
@@ -76,27 +77,35 @@ impl Folder {
     pub(super) fn update(&mut self, path: &str, content: Content) -> BTreeSet<ObjectKey> {
         let path: Arc<str> = path.into();
         let old = self.files.remove(&path).unwrap_or_default();
-        let before: HashMap<ObjectKey, Option<Arc<Item>>> =
-            old.items(&path).map(|(_, item)| (item.key.clone(), self.owner(&item.key).cloned())).collect();
-        self.disown(&path, &old);
+        let mut leaving: HashMap<Spot, Arc<Item>> = old.items(&path).map(|(spot, item)| (spot, item.clone())).collect();
         let file = self.read(&path, content, old);
+        let mut coming = Vec::new();
         for (spot, item) in file.items(&path) {
-            self.owners.entry(item.key.clone()).or_default().insert(spot, item.clone());
+            // What stays where it was costs no more than this look at it.
+            if leaving.get(&spot).is_some_and(|old| Arc::ptr_eq(old, item)) {
+                leaving.remove(&spot);
+            } else {
+                coming.push((spot, item.clone()));
+            }
         }
-        let after: BTreeSet<ObjectKey> = file.items(&path).map(|(_, item)| item.key.clone()).collect();
         if !file.docs.is_empty() || !file.kept.is_empty() || file.unreadable.is_some() {
             self.files.insert(path, file);
         }
-        let same = |key: &ObjectKey| match (before.get(key).and_then(Option::as_ref), self.owner(key)) {
-            (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old == new,
-            (old, new) => old.is_none() && new.is_none(),
-        };
-        before.keys().cloned().chain(after).filter(|key| !same(key)).collect()
+        let keys = leaving.values().chain(coming.iter().map(|(_, item)| item)).map(|item| item.key.clone());
+        let before: BTreeMap<ObjectKey, Option<Arc<Item>>> =
+            keys.map(|key| (key.clone(), self.owner(&key).cloned())).collect();
+        self.disown(&leaving);
+        for (spot, item) in coming {
+            let spots = self.owners.entry(item.key.clone()).or_default();
+            let at = spots.partition_point(|(other, _)| *other < spot);
+            spots.insert(at, (spot, item));
+        }
+        before.into_iter().filter(|(key, old)| old.as_ref() != self.owner(key)).map(|(key, _)| key).collect()
     }
 
     /// The object's version that counts.
     pub(super) fn owner(&self, key: &ObjectKey) -> Option<&Arc<Item>> {
-        self.owners.get(key)?.values().next()
+        self.owners.get(key)?.first().map(|(_, item)| item)
     }
 
     /// Every file that is known.
@@ -130,9 +139,9 @@ impl Folder {
         let mut twice: Vec<_> = self.owners.iter().filter(|(_, spots)| spots.len() > 1).collect();
         twice.sort_by_key(|(key, _)| *key);
         for (key, spots) in twice {
-            let Some(first) = spots.keys().next() else { continue };
+            let Some((first, _)) = spots.first() else { continue };
             // A kept version beside a good one elsewhere is an object that moved, not one that is there twice.
-            let again = spots.keys().skip(1).filter(|spot| !spot.kept);
+            let again = spots.iter().skip(1).map(|(spot, _)| spot).filter(|spot| !spot.kept);
             all.extend(again.map(|spot| Fault {
                 place: format!("{}, document {}", spot.path, spot.document),
                 kind: key.kind.as_str().to_owned(),
@@ -144,10 +153,15 @@ impl Folder {
         all
     }
 
-    fn disown(&mut self, path: &Arc<str>, file: &File) {
-        for (spot, item) in file.items(path) {
+    /// Whether an object may be hidden in something that can't be read.
+    pub(super) fn is_broken(&self) -> bool {
+        self.files.values().any(|file| file.unreadable.is_some() || file.docs.iter().any(|doc| doc.parsed.broken))
+    }
+
+    fn disown(&mut self, leaving: &HashMap<Spot, Arc<Item>>) {
+        for (spot, item) in leaving {
             if let Some(spots) = self.owners.get_mut(&item.key) {
-                spots.remove(&spot);
+                spots.retain(|(other, _)| other != spot);
                 if spots.is_empty() {
                     self.owners.remove(&item.key);
                 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sheave_index::Kind;
 
@@ -18,6 +18,9 @@ use crate::source::Event;
 
 /// Lines about the folder that are shown; the last one says how many more there are.
 const MAX_LINES: usize = 1_000;
+
+/// Time for the folder itself to go after its last files.
+const LAST_FILES: Duration = Duration::from_millis(100);
 
 /// What came of a look.
 #[derive(Debug, Default)]
@@ -39,7 +42,10 @@ pub(super) struct Keeper {
     pub(super) desk: Desk,
     file: StateFile,
     prints: HashMap<String, Print>,
-    own_faults: Vec<Fault>,
+    /// What the last look at everything left out.
+    left_out: Option<Fault>,
+    /// What is wrong with the folder itself, or with the state's.
+    own: Vec<Fault>,
     lines: BTreeSet<String>,
     looked: bool,
 }
@@ -52,7 +58,8 @@ impl Keeper {
             desk,
             file,
             prints: HashMap::new(),
-            own_faults: Vec::new(),
+            left_out: None,
+            own: Vec::new(),
             lines: BTreeSet::new(),
             looked: false,
         }
@@ -61,14 +68,14 @@ impl Keeper {
     /// Looks at what has changed, or at everything; `now` is in seconds since 1970.
     pub(super) fn look(&mut self, changes: &Changes, now: i64) -> Look {
         let mut look = Look::default();
-        self.own_faults.clear();
+        self.own.clear();
         let updates = match self.read(changes, &mut look) {
             Ok(updates) => updates,
             Err(error) => {
                 look.lost = true;
                 let message = format!("can't be listed: {error}");
                 let remedy = "bring the folder back; until then everything stays as it was";
-                self.own(message, remedy);
+                self.own.push(self.fault(message, remedy));
                 Vec::new()
             }
         };
@@ -77,7 +84,8 @@ impl Keeper {
             touched.append(&mut self.folder.update(&path, content));
         }
         look.events = self.desk.update(&self.folder, &touched, now);
-        if !self.looked && !look.lost {
+        // What is remembered of Services in a broken file waits until it is mended.
+        if !self.looked && !look.lost && !self.folder.is_broken() {
             self.looked = true;
             self.desk.forget_absent(&self.folder);
         }
@@ -109,13 +117,12 @@ impl Keeper {
     /// Reads the files that may have changed.
     fn read(&mut self, changes: &Changes, look: &mut Look) -> io::Result<Vec<(String, Content)>> {
         let mut wanted: BTreeSet<String> = changes.files.clone();
-        let mut gone: Vec<String> = Vec::new();
+        let mut gone: BTreeSet<String> = BTreeSet::new();
         if changes.everything {
             let found = scan::walk(&self.root)?;
-            if found.left_out > 0 {
-                let message = format!("{} files or folders are beyond what is read", found.left_out);
-                self.own(message, "have fewer files, or fewer folders inside each other");
-            }
+            let message = format!("{} files or folders are beyond what is read", found.left_out);
+            let fault = self.fault(message, "have fewer files, or fewer folders inside each other");
+            self.left_out = Some(fault).filter(|_| found.left_out > 0);
             for (path, print) in &found.files {
                 let known = self.prints.get(path);
                 // Somebody may be half-way through a file that is the same one and was modified just now; whoever writes
@@ -145,7 +152,20 @@ impl Keeper {
             self.prints.remove(&path);
             updates.push((path, Content::Gone));
         }
+        self.wait_for_the_rest(&updates)?;
         Ok(updates)
+    }
+
+    /// Whoever removes the folder removes its files first. When the last of them go, the folder may be about to.
+    fn wait_for_the_rest(&self, updates: &[(String, Content)]) -> io::Result<()> {
+        let gone =
+            |path: &str| updates.iter().any(|(other, content)| other == path && matches!(content, Content::Gone));
+        let all_go = self.folder.paths().next().is_some() && self.folder.paths().all(|path| gone(path));
+        if all_go && updates.iter().all(|(_, content)| matches!(content, Content::Gone)) {
+            std::thread::sleep(LAST_FILES);
+            std::fs::read_dir(&self.root)?;
+        }
+        Ok(())
     }
 
     /// Saves the state before anything that depends on it is told. What can't be saved is told nevertheless: serving goes
@@ -155,18 +175,20 @@ impl Keeper {
             && let Err(error) = self.file.save(&mut self.desk.state)
         {
             let message = format!("the state folder can't be written: {error}");
-            self.own(message, "mend it; after a restart addresses that were assigned meanwhile may change");
+            let remedy = "mend it; after a restart addresses that were assigned meanwhile may change";
+            self.own.push(self.fault(message, remedy));
         }
     }
 
-    fn own(&mut self, message: String, remedy: &str) {
+    fn fault(&self, message: String, remedy: &str) -> Fault {
         let (place, remedy) = (self.root.display().to_string(), remedy.to_owned());
-        self.own_faults.push(Fault { place, message, remedy, ..Fault::default() });
+        Fault { place, message, remedy, ..Fault::default() }
     }
 
     /// Compares what is wrong now with what was told before.
     fn tell(&mut self, look: &mut Look) {
-        let mut faults = self.own_faults.clone();
+        let mut faults = self.own.clone();
+        faults.extend(self.left_out.clone());
         faults.append(&mut self.folder.faults());
         let more = faults.len().saturating_sub(MAX_LINES);
         faults.truncate(MAX_LINES);

@@ -38,6 +38,10 @@ pub(super) struct Watcher {
     root: PathBuf,
     events: EventStream<Vec<u8>>,
     dirs: HashMap<WatchDescriptor, PathBuf>,
+    /// Of the folder above, where it is seen that the folder itself is moved, removed or made.
+    above: Option<WatchDescriptor>,
+    /// Seen and not yet told.
+    pending: Changes,
 }
 
 impl Watcher {
@@ -45,7 +49,7 @@ impl Watcher {
     /// When the kernel has no inotify instance left for this user.
     pub(super) fn new(root: &Path) -> io::Result<Self> {
         let events = Inotify::init()?.into_event_stream(vec![0; BUFFER])?;
-        Ok(Self { root: root.to_owned(), events, dirs: HashMap::new() })
+        Ok(Self { root: root.to_owned(), events, dirs: HashMap::new(), above: None, pending: Changes::default() })
     }
 
     /// Watches these folders and no others. Returns whether some are watched only from now on, so that a change made
@@ -54,59 +58,67 @@ impl Watcher {
     /// # Errors
     /// When the kernel has no watch left for this user. Folders that are gone are passed over.
     pub(super) fn follow(&mut self, dirs: &BTreeSet<PathBuf>) -> io::Result<bool> {
-        let stale: Vec<_> =
-            self.dirs.iter().filter(|(_, dir)| !dirs.contains(*dir)).map(|(wd, _)| wd.clone()).collect();
         let mut watches = self.events.watches();
-        for descriptor in stale {
-            self.dirs.remove(&descriptor);
-            // The kernel has dropped the watch already when the folder is gone.
-            let _ = watches.remove(descriptor);
-        }
         let mask = WatchMask::CREATE
             | WatchMask::CLOSE_WRITE
             | WatchMask::MOVED_TO
             | WatchMask::MOVED_FROM
             | WatchMask::DELETE
             | WatchMask::DELETE_SELF
-            | WatchMask::MOVE_SELF;
-        let mut new = false;
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
+        if self.above.is_none() {
+            let above = self.root.parent().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+            self.above = above.and_then(|dir| watches.add(dir, mask).ok());
+        }
+        let mut now = HashMap::new();
         for dir in dirs {
-            match watches.add(dir, mask | WatchMask::ONLYDIR) {
+            match watches.add(dir, mask) {
                 // The same descriptor for the same folder; another one where another folder took its name.
-                Ok(descriptor) => new |= self.dirs.insert(descriptor, dir.clone()).as_ref() != Some(dir),
+                Ok(descriptor) => now.insert(descriptor, dir.clone()),
                 Err(error) if error.kind() == io::ErrorKind::StorageFull => return Err(error), // the limit of watches
-                Err(_) => {}
+                Err(_) => continue,
+            };
+        }
+        let new = now.iter().any(|(descriptor, dir)| self.dirs.get(descriptor) != Some(dir));
+        for (descriptor, _) in std::mem::replace(&mut self.dirs, now) {
+            if !self.dirs.contains_key(&descriptor) && self.above.as_ref() != Some(&descriptor) {
+                // The kernel has dropped the watch already when the folder is gone.
+                let _ = watches.remove(descriptor);
             }
         }
         Ok(new)
     }
 
-    /// Waits for the next change, and a moment more for those that belong to it.
+    /// Waits for the next change, and a moment more for those that belong to it. Nothing is lost when the wait is given up.
     ///
     /// # Errors
     /// Those of the kernel.
     pub(super) async fn next(&mut self) -> io::Result<Changes> {
-        let mut changes = Changes::default();
-        while changes.is_empty() {
-            self.read(&mut changes).await?;
+        while self.pending.is_empty() {
+            self.read().await?;
         }
         let latest = Instant::now() + LATEST;
-        loop {
+        while Instant::now() < latest {
             let until = (Instant::now() + QUIET).min(latest);
-            match timeout_at(until, self.read(&mut changes)).await {
+            match timeout_at(until, self.read()).await {
                 Ok(read) => read?,
-                Err(_) => return Ok(changes),
-            }
-            if Instant::now() >= latest {
-                return Ok(changes);
+                Err(_) => break,
             }
         }
+        Ok(std::mem::take(&mut self.pending))
     }
 
-    async fn read(&mut self, changes: &mut Changes) -> io::Result<()> {
-        match self.events.next().await {
-            Some(event) => note(&self.root, &self.dirs, &event?, changes),
-            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+    async fn read(&mut self) -> io::Result<()> {
+        let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
+        if self.above.as_ref() == Some(&event.wd) && !self.dirs.contains_key(&event.wd) {
+            self.pending.everything |= event.name.is_none() || event.name.as_deref() == self.root.file_name();
+            // A folder above that is gone is not watched any more; the next look tries again.
+            if event.mask.contains(EventMask::IGNORED) {
+                self.above = None;
+            }
+        } else {
+            note(&self.root, &self.dirs, &event, &mut self.pending);
         }
         Ok(())
     }

@@ -212,3 +212,39 @@ async fn the_source_keeps_its_id_and_never_goes_back_in_time() {
     assert_ne!(first, id(other.path()).identify().await.unwrap());
     assert_eq!(first.len(), 36);
 }
+
+#[tokio::test]
+async fn a_folder_that_is_a_link_can_be_swapped() {
+    let (top, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let root = top.path().join("current");
+    for n in 1..4_u8 {
+        let dir = top.path().join(format!("v{n}"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("a.yaml"), with_ip("a", n)).unwrap();
+    }
+    symlink("v1", &root).unwrap();
+    let mut run = Running::start(&root, state.path());
+    run.until("the first version", |run| run.external_ip("a").as_deref() == Some("192.0.2.1")).await;
+    for n in 2..4_u8 {
+        symlink(format!("v{n}"), top.path().join("next")).unwrap();
+        fs::rename(top.path().join("next"), &root).unwrap();
+        run.until("a swap", |run| run.external_ip("a") == Some(format!("192.0.2.{n}"))).await;
+    }
+    fs::write(top.path().join("v3/a.yaml"), with_ip("a", 9)).unwrap();
+    run.until("a write behind the link", |run| run.external_ip("a").as_deref() == Some("192.0.2.9")).await;
+}
+
+#[tokio::test]
+async fn a_folder_that_is_removed_with_its_files_keeps_its_last_state() {
+    let (top, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let root = top.path().join("folder");
+    fs::create_dir(&root).unwrap();
+    for n in 1..=10_u8 {
+        fs::write(root.join(format!("{n}.yaml")), with_ip(&format!("s{n}"), n)).unwrap();
+    }
+    let mut run = Running::start(&root, state.path());
+    run.until("the first lists", |run| run.ended == Kind::ALL && run.services() == 10).await;
+    fs::remove_dir_all(&root).unwrap();
+    run.until("a line about it", |run| !run.problems.is_empty()).await;
+    assert_eq!(run.services(), 10);
+}
