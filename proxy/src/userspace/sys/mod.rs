@@ -94,14 +94,17 @@ impl AsRawFd for Watched {
     }
 }
 
-/// Watches a socket for datagrams to receive, in the current runtime.
+/// What a datagram socket is waited for: the network's word about an earlier datagram is no datagram.
+pub(crate) const DATAGRAMS: Interest = Interest::READABLE.add(Interest::ERROR);
+
+/// Watches a socket for [`DATAGRAMS`], in the current runtime.
 ///
 /// # Errors
 /// Where the runtime can't watch any more.
 pub(crate) fn watch(socket: Arc<Socket>) -> io::Result<AsyncFd<Watched>> {
     // SAFETY: the descriptor belongs to the socket, which is never given another, and stays open because `Watched` holds
     // it and lends it only shared.
-    unsafe { AsyncFd::register_with_interest(Watched(socket), Interest::READABLE) }.map_err(io::Error::from)
+    unsafe { AsyncFd::register_with_interest(Watched(socket), DATAGRAMS) }.map_err(io::Error::from)
 }
 
 /// Moves the calling thread into a new network namespace, for tests.

@@ -32,6 +32,9 @@ impl Netns {
             queue.into_iter().for_each(|job| job());
         });
         let ns = Self { jobs, thread: told.recv().unwrap() };
+        // New IPv6 addresses are usable at once: nobody else is on these links.
+        ns.sysctl("ipv6/conf/all/accept_dad", "0");
+        ns.sysctl("ipv6/conf/default/accept_dad", "0");
         ns.ip("link set lo up");
         ns
     }

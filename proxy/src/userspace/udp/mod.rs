@@ -74,7 +74,7 @@ pub(crate) fn bind(v4: bool, port: u16, mark: u32) -> io::Result<Socket> {
 pub(crate) async fn serve(worker: Rc<Worker>, socket: Socket) -> io::Result<()> {
     let socket = sys::watch(Arc::new(socket))?;
     loop {
-        let mut ready = socket.readable().await?;
+        let mut ready = socket.ready(sys::DATAGRAMS).await?;
         let mut batch = worker.buffers.0.borrow_mut();
         match ready.try_io(|socket| batch.receive(socket.get_ref().socket())) {
             Ok(Ok(_)) => forward(&worker, &batch),
@@ -259,7 +259,7 @@ async fn receive(worker: Rc<Worker>, session: Arc<Session>, _share: Share) {
     loop {
         tokio::select! {
             biased;
-            ready = socket.readable() => {
+            ready = socket.ready(sys::DATAGRAMS) => {
                 let Ok(mut ready) = ready else { return };
                 let mut batch = worker.buffers.0.borrow_mut();
                 match ready.try_io(|socket| batch.receive(socket.get_ref().socket())) {
