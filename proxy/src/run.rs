@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::{self, Admin, Listener};
 use crate::config::Config;
-use crate::datapath::{self, Choice};
+use crate::datapath;
 use crate::discovery::Client;
 use crate::disk::{self, Identity, Keeper};
 use crate::logging::LogLevel;
@@ -35,17 +35,17 @@ struct Parts {
 /// Serves until a signal. 0 after SIGTERM, 1 where a part failed, 2 where flags or machine can't work.
 pub(crate) async fn run(config: Config, log_level: LogLevel) -> anyhow::Result<ExitCode> {
     let config = Arc::new(config);
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %serde_json::to_string(&*config)?, "starting");
     let (metrics, status, shutdown) = (Metrics::new()?, Status::default(), Shutdown::new());
     let admin = Admin::new(config.clone(), metrics.clone(), status.clone(), log_level, shutdown.clone());
     let supervisor = Supervisor::new(metrics.clone(), shutdown.clone());
     let parts = Parts { config, metrics, status, shutdown, supervisor, admin };
     parts.listen_to_signals()?;
 
-    let choice = match datapath::choose(&parts.config) {
-        Ok(choice) => choice,
-        Err(line) => return Ok(refused(&line)),
-    };
+    if let Err(line) = datapath::check(&parts.config) {
+        return Ok(refused(&line));
+    }
+    let shown = serde_json::to_string(&*parts.config)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %shown, "starting");
     for listener in [Listener::Admin(parts.config.admin), Listener::Health(parts.config.health)] {
         let admin = parts.admin.clone();
         parts.supervisor.spawn("admin", Policy::Restart, move || admin::serve_tcp(admin.clone(), listener.clone()));
@@ -61,7 +61,7 @@ pub(crate) async fn run(config: Config, log_level: LogLevel) -> anyhow::Result<E
         },
         stop = parts.shutdown.stopped() => return Ok(exit_code(stop)),
     };
-    let code = parts.own(&choice).await;
+    let code = parts.own().await;
     // Held to the very end: whoever takes over finds nobody else at work.
     drop(lock);
     code
@@ -83,7 +83,7 @@ impl Parts {
     }
 
     /// Owns the node until everything stops.
-    async fn own(&self, choice: &Choice) -> anyhow::Result<ExitCode> {
+    async fn own(&self) -> anyhow::Result<ExitCode> {
         let identity = match Identity::current(&self.config.node.name) {
             Ok(identity) => Arc::new(identity),
             Err(error) => {
@@ -93,16 +93,16 @@ impl Parts {
             }
         };
         let (store, stale) = self.start_store(&identity);
-        let running = datapath::start(&self.config, choice, &store, stale, &self.metrics, &self.supervisor);
+        let running = datapath::start(&self.config, &store, stale, &self.metrics, &self.supervisor);
         let running = match running {
             Ok(running) => running,
             Err(error) => return Ok(refused(&format!("{error:#}"))),
         };
-        tracing::info!(mode = choice.mode(), reason = choice.reason, "data path chosen");
-        self.metrics.datapath_info.with_label_values(&[choice.mode(), &choice.reason]).set(1);
+        let choice = running.choice.clone();
+        self.metrics.datapath_info.with_label_values(&[choice.mode, &choice.reason]).set(1);
         self.status.update(|state| {
             state.phase = Phase::Serving;
-            state.datapath = Some((choice.mode(), choice.reason.clone()));
+            state.datapath = Some((choice.mode, choice.reason));
         });
         self.admin.own(store.snapshots.clone(), running.refresh.clone());
         let (admin, socket) = (self.admin.clone(), Listener::Socket(self.config.admin_socket.clone()));

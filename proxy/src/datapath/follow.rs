@@ -8,9 +8,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sheave_abi::{Counter, Map};
+use sheave_abi::Counter;
+pub(crate) use sheave_loader::Fill;
 use sheave_model::Snapshot;
-use sheave_reconcile::{Maps, Reconciler, Report};
+use sheave_reconcile::{Maps, Reconciler, Report, Usage};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::metrics::{Metrics, Path};
@@ -26,16 +27,19 @@ pub(crate) trait Kernel: Maps {
     ///
     /// # Errors
     /// What the kernel said.
-    fn counters(&mut self) -> anyhow::Result<Vec<(Counter, u64)>>;
+    fn counters(&self) -> anyhow::Result<Vec<(Counter, u64)>>;
 
-    /// Connections of each target since it was made.
+    /// Connections of a target since it was made.
     ///
     /// # Errors
     /// What the kernel said.
-    fn connections(&mut self) -> anyhow::Result<Vec<(u32, u64)>>;
+    fn connections(&self, target: u32) -> anyhow::Result<u64>;
 
-    /// How many rows a map has room for.
-    fn capacity(&self, map: &Map) -> u32;
+    /// How full the maps are, of which `usage` rows are ours.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    fn fill(&self, usage: &Usage) -> anyhow::Result<Vec<Fill>>;
 }
 
 /// Asks the loop to bring its numbers into the metrics; answered when that is done.
@@ -167,24 +171,16 @@ impl<K: Kernel> Follower<K> {
                 Counter::Untracked => metrics.hook_passed.with_label_values(&["untracked"]).inc_by(grown),
             }
         }
-        for (target, total) in self.kernel.connections()? {
-            let grown = grown(&mut self.connections, target, total);
-            if grown > 0
-                && let Some(key) = self.reconciler.target_of(target)
-            {
+        for (target, key) in self.reconciler.targets() {
+            let grown = grown(&mut self.connections, target, self.kernel.connections(target)?);
+            if grown > 0 {
                 metrics.services.of(&key.service, &key.port, key.protocol).connections(Path::Hook, grown);
             }
         }
         self.connections.retain(|target, _| self.reconciler.target_of(*target).is_some());
-        let usage = self.reconciler.usage();
-        for (map, entries) in [
-            (Map::FRONTENDS, usage.frontends),
-            (Map::SLOTS, usage.slots),
-            (Map::BACKENDS, usage.backends),
-            (Map::TARGETS, usage.targets),
-        ] {
-            metrics.map_entries.with_label_values(&[map.name]).set(i64::try_from(entries).unwrap_or(i64::MAX));
-            metrics.map_capacity.with_label_values(&[map.name]).set(self.kernel.capacity(&map).into());
+        for fill in self.kernel.fill(&self.reconciler.usage())? {
+            metrics.map_entries.with_label_values(&[fill.map]).set(i64::try_from(fill.entries).unwrap_or(i64::MAX));
+            metrics.map_capacity.with_label_values(&[fill.map]).set(i64::try_from(fill.capacity).unwrap_or(i64::MAX));
         }
         Ok(())
     }
@@ -218,16 +214,16 @@ mod tests {
     }
 
     impl Kernel for Shared {
-        fn counters(&mut self) -> anyhow::Result<Vec<(Counter, u64)>> {
+        fn counters(&self) -> anyhow::Result<Vec<(Counter, u64)>> {
             Ok(vec![(Counter::TcpV4, 5), (Counter::Refused, 2)])
         }
 
-        fn connections(&mut self) -> anyhow::Result<Vec<(u32, u64)>> {
-            Ok(self.0.lock().unwrap().targets.keys().map(|&target| (target, 3)).collect())
+        fn connections(&self, target: u32) -> anyhow::Result<u64> {
+            Ok(if self.0.lock().unwrap().targets.contains_key(&target) { 3 } else { 0 })
         }
 
-        fn capacity(&self, map: &Map) -> u32 {
-            map.entries
+        fn fill(&self, usage: &Usage) -> anyhow::Result<Vec<Fill>> {
+            Ok(vec![Fill { map: "frontends", entries: usage.frontends as u64, capacity: 10 }])
         }
     }
 

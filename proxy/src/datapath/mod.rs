@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use futures::FutureExt;
-use sheave_reconcile::Reconciler;
+use sheave_loader::Loader;
+use sheave_reconcile::{Reconciler, Restored};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::admin::Refresh;
@@ -27,48 +28,49 @@ const SCRAPES: usize = 4;
 /// What was chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Choice {
-    /// Whether socket hooks are attached.
-    pub(crate) ebpf: bool,
+    /// As flags and metrics say it: `ebpf` or `userspace`.
+    pub(crate) mode: &'static str,
     /// Why, for the log and the metric.
     pub(crate) reason: String,
 }
 
-impl Choice {
-    /// As flags and metrics say it.
-    pub(crate) fn mode(&self) -> &'static str {
-        if self.ebpf { "ebpf" } else { "userspace" }
+/// Whether flags and machine let any data path work, before this process owns the node.
+///
+/// # Errors
+/// One line: where userspace, which every mode needs, can't work, and where --cgroup is a mistake.
+pub(crate) fn check(config: &Config) -> Result<(), String> {
+    userspace::probe(&userspace_options(&config.node, config.threads)).map_err(|error| error.to_string())?;
+    match (config.datapath, cgroup::check(&config.node.cgroup)) {
+        (Datapath::Userspace, _) | (Datapath::Auto, Err(CgroupError::Unreadable { .. })) | (_, Ok(())) => Ok(()),
+        (_, Err(error)) => Err(error.to_string()),
     }
 }
 
-/// Chooses: what was asked for, or, with `auto`, eBPF where this machine can.
-///
-/// # Errors
-/// One line: where eBPF was asked for and can't be, and where --cgroup is a mistake in any mode that would use it.
-pub(crate) fn choose(config: &Config) -> Result<Choice, String> {
-    let can = || -> Result<(), String> {
-        cgroup::check(&config.node.cgroup).map_err(|error| error.to_string())?;
-        kernel::probe(&config.node)
-    };
-    match config.datapath {
-        Datapath::Userspace => Ok(Choice { ebpf: false, reason: "asked for".to_owned() }),
-        Datapath::Ebpf => match can() {
-            Ok(()) => Ok(Choice { ebpf: true, reason: "asked for".to_owned() }),
-            Err(why) => Err(format!("--datapath ebpf: {why}")),
-        },
-        Datapath::Auto => {
-            if let Err(error @ CgroupError::OnlyMe { .. }) = cgroup::check(&config.node.cgroup) {
-                return Err(error.to_string());
-            }
-            Ok(match can() {
-                Ok(()) => Choice { ebpf: true, reason: "this machine can".to_owned() },
-                Err(reason) => Choice { ebpf: false, reason },
-            })
+/// Attaches the hooks where they are asked for or possible, and removes those of an earlier run otherwise.
+fn choose(config: &Config) -> anyhow::Result<(Choice, Option<(Loader, Restored)>)> {
+    let reason = match config.datapath {
+        Datapath::Userspace => "asked for".to_owned(),
+        Datapath::Ebpf => {
+            let kernel = kernel::open(&config.node).context("--datapath ebpf")?;
+            return Ok((Choice { mode: "ebpf", reason: "asked for".to_owned() }, Some(kernel)));
         }
+        Datapath::Auto => match kernel::open(&config.node) {
+            Ok(kernel) => {
+                return Ok((Choice { mode: "ebpf", reason: "this machine can".to_owned() }, Some(kernel)));
+            }
+            Err(error) => format!("{error:#}").replace('\n', " "),
+        },
+    };
+    if kernel::remove(&config.node).context("programs of an earlier run can't be removed")? {
+        tracing::info!("programs of an earlier run in ebpf mode were removed");
     }
+    Ok((Choice { mode: "userspace", reason }, None))
 }
 
 /// What runs.
 pub(crate) struct Running {
+    /// What was chosen.
+    pub(crate) choice: Choice,
     /// The revision that every data path has.
     pub(crate) programmed: watch::Receiver<u64>,
     /// Brings the kernel's numbers into the metrics.
@@ -76,28 +78,27 @@ pub(crate) struct Running {
     userspace: Userspace,
 }
 
-/// Starts what was chosen. `stale` says that the store holds a file of another boot or namespace.
+/// Chooses and starts. `stale` says that the store holds a file of another boot or namespace.
 ///
 /// # Errors
 /// One line each: what the machine lacks, or what could not be loaded.
 pub(crate) fn start(
     config: &Config,
-    choice: &Choice,
     store: &StoreHandle,
     stale: bool,
     metrics: &Metrics,
     supervisor: &Supervisor,
 ) -> anyhow::Result<Running> {
-    let userspace =
-        userspace::start(&userspace_options(&config.node, config.threads), store.snapshots.clone(), metrics)?;
+    let (choice, kernel) = choose(config)?;
+    tracing::info!(mode = choice.mode, reason = choice.reason, "data path chosen");
+    let options = userspace_options(&config.node, config.threads);
+    let userspace = userspace::start(&options, store.snapshots.clone(), metrics)?;
     let mut paths = vec![userspace.programmed()];
     let mut refresh = Vec::new();
-    if choice.ebpf {
-        let (programmed, scrapes) = start_ebpf(config, store, stale, metrics, supervisor)?;
+    if let Some((loader, restored)) = kernel {
+        let (programmed, scrapes) = start_ebpf(loader, &restored, store, stale, metrics, supervisor)?;
         paths.push(programmed);
         refresh.push(refresher(scrapes));
-    } else if kernel::remove(&config.node).context("programs of an earlier run can't be removed")? {
-        tracing::info!("programs of an earlier run in ebpf mode were removed");
     }
     let (all, programmed) = watch::channel(0);
     let shutdown = supervisor.shutdown.clone();
@@ -119,7 +120,7 @@ pub(crate) fn start(
             }
         }
     });
-    Ok(Running { programmed, refresh, userspace })
+    Ok(Running { choice, programmed, refresh, userspace })
 }
 
 impl Running {
@@ -129,15 +130,15 @@ impl Running {
     }
 }
 
-/// Loads or adopts programs and maps, and starts the thread that keeps the maps in step.
+/// Starts the thread that keeps the maps in step.
 fn start_ebpf(
-    config: &Config,
+    loader: Loader,
+    restored: &Restored,
     store: &StoreHandle,
     stale: bool,
     metrics: &Metrics,
     supervisor: &Supervisor,
 ) -> anyhow::Result<(watch::Receiver<u64>, mpsc::Sender<Scrape>)> {
-    let (kernel, restored) = kernel::open(&config.node)?;
     // Pinned maps of this boot and namespace are newer than any file; a file of another one says that they are not of it.
     let hold = !restored.frontends.is_empty() && !stale;
     tracing::info!(
@@ -157,7 +158,7 @@ fn start_ebpf(
         metrics: metrics.clone(),
         shutdown: supervisor.shutdown.clone(),
     };
-    let follower = Follower::new(kernel, Reconciler::new(&restored), follow);
+    let follower = Follower::new(loader, Reconciler::new(restored), follow);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("no runtime")?;
     supervisor.thread("ebpf", move || runtime.block_on(follower.run())).context("no thread")?;
     Ok((revision, scrapes))

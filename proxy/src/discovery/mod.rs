@@ -46,6 +46,7 @@ impl Client {
     pub(crate) async fn run(self) {
         let mut rotation = Rotation::new(self.endpoints.len());
         let mut first = true;
+        let mut told = vec![None; self.endpoints.len()];
         while !self.shutdown.is_stopped() {
             let turn = rotation.next();
             if !turn.pause.is_zero() {
@@ -62,8 +63,14 @@ impl Client {
                 end = self.one_stream(endpoint, turn) => end,
                 _ = self.shutdown.stopped() => return,
             };
-            tracing::info!(controller = %endpoint, end = %end, "the stream ended; what was received goes on being served");
             rotation.ended(turn.index, &end);
+            // A controller that stays away is told once, not at every try.
+            if told[turn.index].as_ref() == Some(&end) {
+                tracing::debug!(controller = %endpoint, %end, "again no stream");
+            } else {
+                tracing::warn!(controller = %endpoint, %end, "no stream; what was received goes on being served");
+                told[turn.index] = Some(end);
+            }
         }
     }
 

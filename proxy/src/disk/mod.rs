@@ -34,8 +34,13 @@ impl Identity {
     /// # Errors
     /// Where the kernel tells no boot id or no cookie.
     pub(crate) fn current(node: &str) -> std::io::Result<Self> {
-        Ok(Self { node: node.to_owned(), boot_id: crate::sys::boot_id()?, netns_cookie: crate::sys::netns_cookie()? })
+        Ok(Self { node: node.to_owned(), boot_id: boot_id()?, netns_cookie: sheave_loader::netns_cookie()? })
     }
+}
+
+/// The kernel's random id of this boot.
+fn boot_id() -> std::io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// A snapshot that was read.
