@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddr;
@@ -21,6 +21,9 @@ use crate::metrics::{Direction, Reason, ServiceMetrics};
 /// servers close theirs, so that a request seldom meets a connection that is just being closed.
 const POOL_IDLE: Duration = Duration::from_secs(30);
 
+/// For all tries to connect of one request, as for a TCP connection.
+const ALL_TRIES: Duration = Duration::from_secs(5);
+
 /// Decides for every request; shared by all connections of a runtime.
 pub(super) struct Exchange {
     stack: Stack,
@@ -30,8 +33,8 @@ pub(super) struct Exchange {
 }
 
 /// What one request carries along.
-#[derive(Default)]
 pub(super) struct Request {
+    began: Instant,
     admitted: Option<Admitted>,
     tried: Vec<SocketAddr>,
     denied: Option<Denied>,
@@ -74,7 +77,7 @@ impl ProxyHttp for Exchange {
     type CTX = Request;
 
     fn new_ctx(&self) -> Request {
-        Request::default()
+        Request { began: Instant::now(), admitted: None, tried: Vec::new(), denied: None }
     }
 
     async fn upstream_peer(&self, session: &mut Session, request: &mut Request) -> Result<Box<HttpPeer>> {
@@ -108,7 +111,7 @@ impl ProxyHttp for Exchange {
         if let Some(admitted) = &request.admitted {
             request.tried.push(admitted.backend);
         }
-        error.set_retry(true);
+        error.set_retry(request.began.elapsed() < ALL_TRIES);
         error
     }
 

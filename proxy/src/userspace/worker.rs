@@ -3,7 +3,7 @@
 //! Threads share nothing on the way of a byte but counters and the table of UDP sessions. The kernel spreads connections
 //! over them (SO_REUSEPORT).
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
@@ -20,7 +20,13 @@ use super::metrics::ListenerMetrics;
 use super::tcp::{self, Pipes};
 use super::udp::{self, Buffers, Replies, Sessions};
 use super::view::View;
+use crate::l7::{self, Gateway};
 use crate::metrics::ServiceMetrics;
+
+/// HTTP requests that a thread carries at a time.
+const REQUESTS: usize = 10_000;
+/// For one try to reach a backend, as for TCP connections.
+const CONNECT: Duration = Duration::from_secs(1);
 
 /// What all threads share.
 #[derive(Debug)]
@@ -42,7 +48,6 @@ pub(crate) struct Shared {
 }
 
 /// What one thread's connections share.
-#[derive(Debug)]
 pub(crate) struct Worker {
     /// With all threads.
     pub(crate) shared: Arc<Shared>,
@@ -54,16 +59,31 @@ pub(crate) struct Worker {
     pub(crate) replies: Replies,
     /// For receiving datagrams.
     pub(crate) buffers: Buffers,
+    /// For HTTP; made when the first connection comes, because few nodes' Services ask for it.
+    gateway: OnceCell<Rc<Gateway>>,
+    /// Turns true when connections should end with the request they carry.
+    ending: watch::Receiver<bool>,
     /// TCP connections that are open.
     pub(crate) open: Cell<usize>,
 }
 
 impl Worker {
     /// A thread's own part.
-    fn new(shared: Arc<Shared>, replies: Replies) -> Rc<Self> {
+    fn new(shared: Arc<Shared>, replies: Replies, ending: watch::Receiver<bool>) -> Rc<Self> {
         let view = RefCell::new(View::new(shared.snapshots.clone(), shared.services.clone()));
         let pipes = Pipes::new(shared.metrics.pipes.clone());
-        Rc::new(Self { shared, view, pipes, replies, buffers: Buffers::new(), open: Cell::new(0) })
+        let (buffers, gateway, open) = (Buffers::new(), OnceCell::new(), Cell::new(0));
+        Rc::new(Self { shared, view, pipes, replies, buffers, gateway, ending, open })
+    }
+
+    /// This thread's HTTP proxy.
+    pub(crate) fn gateway(&self) -> Rc<Gateway> {
+        let make = || {
+            let options = l7::Options { mark_own: self.shared.own_mark, requests: REQUESTS, connect_timeout: CONNECT };
+            let (snapshots, services) = (self.shared.snapshots.clone(), self.shared.services.clone());
+            Rc::new(Gateway::new(options, snapshots, services, self.ending.clone()))
+        };
+        self.gateway.get_or_init(make).clone()
     }
 }
 
@@ -129,7 +149,8 @@ async fn serve(
         first = snapshots.wait_for(|s| s.revision > 0) => if first.is_err() { return Ok(()) },
         _ = stopped.wait_for(|stop| *stop >= Stop::Drain) => return Ok(()),
     }
-    let worker = Worker::new(shared, sockets.replies);
+    let (end, ending) = watch::channel(false);
+    let worker = Worker::new(shared, sockets.replies, ending);
     for socket in sockets.udp {
         drop(tokio::task::spawn_local(udp::serve(worker.clone(), socket)));
     }
@@ -141,6 +162,7 @@ async fn serve(
     }
     let _ = opened.send(()); // nobody waits any more where the proxy is stopping
     let _ = stopped.wait_for(|stop| *stop >= Stop::Drain).await;
+    end.send_replace(true);
     tokio::task::yield_now().await; // lets the listeners take what is waiting
     while worker.open.get() > 0 && *stopped.borrow() < Stop::Now {
         tokio::time::sleep(DRAIN_LOOK).await;

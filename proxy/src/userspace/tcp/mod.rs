@@ -109,14 +109,16 @@ fn take(worker: &Rc<Worker>, stream: TcpStream, client: SocketAddr) {
     target.counters.connections(Path::Listener, 1);
     let open = Open::new(worker.clone(), share);
     match target.app {
-        AppProtocol::Opaque | AppProtocol::Http => {
-            drop(tokio::task::spawn_local(carry(open, stream, client, frontend, target)));
-        }
+        AppProtocol::Opaque => drop(tokio::task::spawn_local(carry(open, stream, client, frontend, target))),
+        AppProtocol::Http => drop(tokio::task::spawn_local(async move {
+            let gateway = open.worker.gateway();
+            gateway.serve(stream).await;
+            drop(open); // counted until here
+        })),
     }
 }
 
 /// A connection that is open: counted, and its descriptors taken, until it is dropped.
-#[derive(Debug)]
 struct Open {
     worker: Rc<Worker>,
     _share: Share,

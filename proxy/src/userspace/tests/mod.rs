@@ -1,5 +1,6 @@
 //! The whole userspace path in network namespaces. Needs root, as the program itself does.
 
+mod http;
 mod tcp;
 mod udp;
 mod world;
