@@ -18,11 +18,11 @@ pub(crate) const NAMESPACE: &str = "default";
 /// Objects per file: files of a size that people write too.
 const PER_FILE: usize = 500;
 
-/// Writes a folder: the node, its pods, and `services` Services that all select the pod called `far`.
-pub(crate) fn write(folder: &Path, node: &Node, pods: &[&Pod], services: u16) -> Result<()> {
+/// Writes a folder: the node, its two pods, and `services` Services that all select the far side's pod.
+pub(crate) fn write(folder: &Path, node: &Node, far: &Pod, client: &Pod, services: u16) -> Result<()> {
     let mut all = vec![objects::node(node)];
-    all.extend(pods.iter().map(|p| objects::pod(NAMESPACE, p, &labels(&p.name), READY)));
-    all.extend((1..=services).map(|n| service(n, "far", if n == 1 { ALL_PORTS } else { &[PORT] })));
+    all.extend([far, client].map(|pod| objects::pod(NAMESPACE, pod, &labels(&pod.name), READY)));
+    all.extend((1..=services).map(|n| service(n, &far.name, if n == 1 { ALL_PORTS } else { &[PORT] })));
     for (number, part) in all.chunks(PER_FILE).enumerate() {
         let mut text = String::new();
         for object in part {
@@ -43,11 +43,16 @@ fn labels(app: &str) -> Value {
     json!({"app": app})
 }
 
+/// The address pair of the `n`th Service. The range's first addresses are the API server's own.
+pub(crate) fn vip(n: u16) -> Pair {
+    address::cluster_ip(10 + n)
+}
+
 /// The `n`th Service: both families, so two frontends per port.
 pub(crate) fn service(n: u16, app: &str, ports: &[u16]) -> Value {
     let port = |&number: &u16| objects::port(&format!("p{number}"), "TCP", number, number);
     let ports = json!(ports.iter().map(port).collect::<Vec<_>>());
-    objects::service(NAMESPACE, &format!("service-{n}"), address::cluster_ip(n), &labels(app), &ports)
+    objects::service(NAMESPACE, &format!("service-{n}"), vip(n), &labels(app), &ports)
 }
 
 /// A Pod by parts.

@@ -81,8 +81,8 @@ impl Stack {
 
     fn try_build(world: &World, plan: &Plan, kube: Option<&Kube>) -> Result<Self> {
         let node = Arc::clone(world.node(plan.node));
-        let far_pod = node.pod("far", &[])?;
-        let client_pod = node.pod("client", &[])?;
+        let far_pod = node.pod(&format!("far-{}", node.name), &[])?;
+        let client_pod = node.pod(&format!("client-{}", node.name), &[])?;
         let arguments = ["far-side", "--listen", "0.0.0.0", "--cpu", &cpu().to_string()].map(String::from);
         let far = Server::start(&place(&far_pod), &arguments)?;
         let client = Client::start(&place(&client_pod), cpu())?;
@@ -93,7 +93,7 @@ impl Stack {
         let source = match kube {
             Some(kube) => kube.arguments(),
             None => {
-                manifests::write(&source, &node, &[&far_pod, &client_pod], plan.services)?;
+                manifests::write(&source, &node, &far_pod, &client_pod, plan.services)?;
                 let source = format!("dir:{}", source.display());
                 ["--source", &source, "--service-cidr", address::SERVICE_CIDRS].map(String::from).to_vec()
             }
@@ -132,17 +132,17 @@ impl Stack {
 
     /// The ClusterIP's serial port of the first Service, or that of another one's by its number.
     pub(crate) fn service(&self, number: u16) -> SocketAddr {
-        (address::cluster_ip(number).v4, PORT).into()
+        (manifests::vip(number).v4, PORT).into()
     }
 
     /// The first Service's echo port.
     pub(crate) fn service_echo(&self) -> SocketAddr {
-        (address::cluster_ip(1).v4, ECHO_PORT).into()
+        (manifests::vip(1).v4, ECHO_PORT).into()
     }
 
     /// The first Service's stream port.
     pub(crate) fn service_stream(&self) -> SocketAddr {
-        (address::cluster_ip(1).v4, STREAM_PORT).into()
+        (manifests::vip(1).v4, STREAM_PORT).into()
     }
 
     /// A port of the far side itself.

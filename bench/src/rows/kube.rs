@@ -104,8 +104,9 @@ fn fill(api: &Api, stack: &Stack) -> Result<()> {
     let frontends = f64::from(SERVICES) * 2.0;
     until("the proxy has programmed 1000 Services", Duration::from_secs(60), || {
         programmed(&stack.node)?;
-        let entries = metrics::proxy(&stack.node)?.sum("sheave_map_entries", &[]);
-        ensure!(entries >= frontends, "{entries} map entries");
+        // The listeners' table is there on both data paths.
+        let entries = metrics::proxy(&stack.node)?.sum("sheave_nftables_elements", &[]);
+        ensure!(entries >= frontends, "{entries} elements of {frontends}");
         Ok(())
     })
 }

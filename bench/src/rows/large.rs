@@ -7,7 +7,6 @@ use super::{Context, Limit, node};
 use crate::agent::{Ask, Said};
 use crate::report::Row;
 use crate::rounds::{Kind, compare};
-use crate::server::ECHO_PORT;
 use crate::stack::{Plan, Stack};
 use crate::usage;
 
@@ -53,7 +52,7 @@ pub(super) fn measure(context: &Context<'_>, rows: &mut Vec<Row>) -> Result<()> 
 /// Opens connections in steps, then passes one more byte over every one of them.
 fn held(many: &Stack) -> Result<Row> {
     const ALL: u32 = 8_000;
-    let to = (sheave_harness::address::cluster_ip(1).v4, ECHO_PORT).into();
+    let to = many.service_echo();
     let (opened, error) = match many.client.ask(&Ask::Hold { to, count: ALL })? {
         Said::Held { working, first_error } => (working, first_error),
         other => bail!("unexpected answer {other:?}"),
