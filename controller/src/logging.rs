@@ -8,6 +8,9 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::config::ConfigError;
 
+/// The API server's client logs every try that fails, which we do ourselves, now and then. A filter that names it is obeyed.
+const CLIENT: &str = "kube_client";
+
 /// Changes which lines are written.
 #[derive(Clone, Debug)]
 pub(crate) struct LogLevel(reload::Handle<EnvFilter, Registry>);
@@ -28,7 +31,8 @@ impl LogLevel {
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}; write it as info,hyper=warn"))
+    let quiet = if filter.contains(CLIENT) { filter.to_owned() } else { format!("{filter},{CLIENT}=off") };
+    EnvFilter::try_new(quiet).map_err(|error| format!("log filter {filter:?}: {error}; write it as info,hyper=warn"))
 }
 
 /// Starts logging. Fails on a filter that can't be read.

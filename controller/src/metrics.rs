@@ -1,7 +1,7 @@
 //! What the controller counts. One registry, owned; labels are bounded by the kinds of objects and the names of tasks.
 
 use prometheus::core::Collector;
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use sheave_index::Kind;
 
 /// Every metric of the controller.
@@ -26,8 +26,8 @@ pub(crate) struct Metrics {
     pub(crate) catalog_revision: IntGauge,
     /// Resources that wait to be sent to the slowest subscriber.
     pub(crate) queue_depth: IntGauge,
-    /// Milliseconds since the source was last heard from.
-    pub(crate) view_age: IntGauge,
+    /// Seconds since the source was last heard from.
+    pub(crate) view_age: Gauge,
     /// Resources that are too large to be sent.
     pub(crate) resources_oversized: IntCounter,
     /// Updates that proxies acknowledged.
@@ -54,7 +54,7 @@ impl Metrics {
             catalog_resources: gauge(&r, "sheave_catalog_resources", "Resources in the catalog."),
             catalog_revision: gauge(&r, "sheave_catalog_revision", "Changes of the catalog since the start."),
             queue_depth: gauge(&r, "sheave_queue_depth", "Resources that wait for the slowest subscriber."),
-            view_age: gauge(&r, "sheave_view_age_milliseconds", "Time since the source was last heard from."),
+            view_age: add(&r, Gauge::new("sheave_view_age_seconds", "Time since the source was last heard from.")),
             resources_oversized: counter(&r, "sheave_resources_oversized_total", "Resources too large to be sent."),
             acks: counter(&r, "sheave_acks_total", "Updates that proxies acknowledged."),
             nacks: counter(&r, "sheave_nacks_total", "Resources that proxies refused."),

@@ -49,7 +49,7 @@ struct Controller {
     publisher: Arc<Publisher>,
     relist: Arc<Relist>,
     stop: watch::Sender<bool>,
-    // Ends when every server has ended: each holds a clone.
+    /// Closes when everything that has to end in order has ended: each part holds a clone.
     serving: mpsc::Sender<()>,
 }
 
@@ -163,8 +163,9 @@ impl Controller {
             SourceConfig::Kube { kubeconfig, lease_namespace } => {
                 let client = kube::client(kubeconfig.as_deref()).await?;
                 let (identity, metrics) = (self.config.replica_name.clone(), self.metrics.clone());
-                let (stop, campaigner) = (self.stop.clone(), client.clone());
+                let (stop, campaigner, alive) = (self.stop.clone(), client.clone(), self.serving.clone());
                 self.tasks.restarting("leader", move || {
+                    let _alive_until_the_lease_is_given_back = &alive;
                     let (client, namespace) = (campaigner.clone(), lease_namespace.clone());
                     leader::campaign(client, namespace, identity.clone(), metrics.clone(), stop.subscribe())
                 });

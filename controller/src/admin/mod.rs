@@ -86,7 +86,7 @@ impl Admin {
         let (depth, age) =
             self.publisher.read(|catalog, _, age| (slowest.map_or(0, |place| catalog.depth(place)), age));
         self.metrics.queue_depth.set(depth.try_into().unwrap_or(i64::MAX));
-        self.metrics.view_age.set(age.as_millis().try_into().unwrap_or(i64::MAX));
+        self.metrics.view_age.set(age.as_secs_f64());
         let mut page = text(StatusCode::OK, &self.metrics.text());
         let format = hyper::header::HeaderValue::from_static("text/plain; version=0.0.4");
         page.headers_mut().insert(CONTENT_TYPE, format);

@@ -124,7 +124,9 @@ pub(crate) async fn campaign(
     metrics.leader.set(0);
     if led {
         let given_back = tokio::time::timeout(RETRY, release(&leases, &election)).await;
-        given_back.context("no answer came in time").flatten().context("the Lease can't be given back")?;
+        if let Err(error) = given_back.context("no answer came in time").flatten() {
+            warn!(namespace, error = format!("{error:#}"), "the Lease can't be given back; it runs out by itself");
+        }
     }
     Ok(())
 }
