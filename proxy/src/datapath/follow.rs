@@ -87,6 +87,11 @@ impl<K: Kernel> Follower<K> {
     }
 
     async fn follow(&mut self) {
+        if self.follow.hold {
+            // What was pinned is at least as new as the file that the store started with.
+            let file = self.follow.snapshots.borrow_and_update().revision;
+            self.follow.programmed.send_replace(file);
+        }
         while self.follow.hold {
             let scrape = tokio::select! {
                 complete = self.follow.complete.wait_for(|complete| *complete) => {
@@ -305,10 +310,11 @@ mod tests {
         assert_eq!(rows.len(), 3);
 
         let mut world = World::start(fake, true);
+        tokio::task::yield_now().await;
         world.publish(&[("a", "10.0.0.1")]);
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         assert_eq!(world.fake.0.lock().unwrap().frontends, rows);
-        assert_eq!(*world.programmed.borrow(), 0);
+        assert_eq!(*world.programmed.borrow(), 0, "only what the store started with counts as programmed");
         world.complete.send_replace(true);
         world.programmed(1).await;
         assert_eq!(world.fake.0.lock().unwrap().frontends.len(), 2);
