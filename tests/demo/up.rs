@@ -143,21 +143,24 @@ exec nsenter --target "$init" --mount --net --pid ip netns exec "$netns" "$@"
 }
 
 fn hints(stage: &Stage, run: &Path) -> Result<String> {
-    let script = folder().join("in");
-    let (script, node) = (script.display(), stage.cluster.world.node(1));
+    let node = stage.cluster.world.node(1);
+    let port = format!("http://{}:30080/", node.address.v4);
+    let lines = [
+        ("client-node1", "http://10.96.0.80/", "a pod, a ClusterIP"),
+        ("client-node1", "'http://[fd00:96::80]/'", "the same over IPv6"),
+        ("outside1", port.as_str(), "an outside machine, a NodePort"),
+        ("outside1", "http://10.89.0.82/", "a load balancer's address, HTTP"),
+        ("node1", "http://127.0.0.1:30080/", "a NodePort on localhost"),
+        ("node1", "http://127.0.0.1:15020/metrics", "what Prometheus sees"),
+    ];
+    let script = folder().join("in").display().to_string();
+    let line =
+        |(place, url, what): (&str, &str, &str)| format!("{script} {place:<12} curl -sw '\\n' {url:<31} # {what}\n");
     Ok(format!(
-        "the demo is up; data path: {}\n\n\
-         {script} client-node1 curl -s http://10.96.0.80/                a pod, a ClusterIP\n\
-         {script} client-node1 curl -s 'http://[fd00:96::80]/'           the same over IPv6\n\
-         {script} outside1 curl -s http://{}:30080/               an outside machine, a NodePort\n\
-         {script} outside1 curl -s http://10.89.0.82/                    a load balancer's address, HTTP\n\
-         {script} node1 curl -s http://127.0.0.1:30080/                  a NodePort on localhost\n\
-         {script} node1 curl -s http://127.0.0.1:15020/metrics           what Prometheus sees\n\
-         curl -s --unix-socket {}/admin.sock http://localhost/debug/services\n\n\
-         edit the YAML in {}/yaml and watch it take effect; logs are in {}/logs\n\
-         end it with: make demo-down",
+        "the demo is up; data path: {}\n\n{}curl -s --unix-socket {}/admin.sock http://localhost/debug/services\n\n\
+         edit the YAML in {}/yaml and watch it take effect; logs are in {}/logs\nend it with: make demo-down",
         data_path(node)?.replace("sheave_datapath_info", ""),
-        node.address.v4,
+        lines.map(line).concat(),
         node.state.display(),
         run.display(),
         run.display(),

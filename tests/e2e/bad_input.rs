@@ -39,7 +39,7 @@ fn bystander(it: &Context) -> Result<(Deployment, Pair)> {
 fn still_served(it: &Context, web: &Deployment, vip: Pair) -> Result<()> {
     for target in sockets(vip, 80) {
         let sources = it.sources(From::Pod(1), To::ClusterIp, target.is_ipv6());
-        served_by(it.agent(From::Pod(1)), &question(Kind::Tcp, target), &web.names(), &sources)?;
+        served_by(it, it.agent(From::Pod(1)), &question(Kind::Tcp, target), &web.names(), &sources)?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ fn settled(it: &Context, kind: Kind, vip: Pair, port: u16, names: &[String]) -> 
         for target in sockets(vip, port) {
             let mut sources = it.sources(from, To::ClusterIp, target.is_ipv6());
             sources.extend(it.sources(from, To::Outer, target.is_ipv6()));
-            served_by(it.agent(from), &question(kind, target), names, &sources)?;
+            served_by(it, it.agent(from), &question(kind, target), names, &sources)?;
         }
     }
     Ok(())
@@ -105,6 +105,7 @@ fn types_change(it: &Context) -> Result<()> {
         for target in sockets(pair, port) {
             let from = From::Pod(1);
             served_by(
+                it,
                 it.agent(from),
                 &question(Kind::Tcp, target),
                 &names,

@@ -7,18 +7,20 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use sheave_harness::agent::Agent;
 use sheave_harness::testpod::protocol::{Answer, Ask, How, Kind, Outcome};
 use sheave_harness::wait::until;
 
+use crate::context::Context;
+
 /// A change reaches every node well within this, on a loaded machine with debug builds.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 /// Right answers in a row that count as "the change has arrived".
-const ARRIVED: usize = 6;
+const ARRIVED: u64 = 6;
 /// Questions until every one of a few servers must have answered: with five servers chosen at random, all but one in
 /// 10^12 such rows of questions find each of them.
-const ENOUGH: usize = 130;
+const ENOUGH: u64 = 130;
 /// How long silence lasts before it is called that. Everything here answers within a millisecond or two.
 const SILENCE: u64 = 300;
 
@@ -28,28 +30,33 @@ pub(crate) fn question(kind: Kind, target: SocketAddr) -> Ask {
     if kind == Kind::Udp { Ask { how: How::Unconnected, say: "ping".into(), ..ask } } else { ask }
 }
 
-/// Asks until exactly `names` answer, all of them and nobody else, each seeing one of `sources`.
-pub(crate) fn served_by(agent: &Agent, ask: &Ask, names: &[String], sources: &[IpAddr]) -> Result<()> {
-    let right = |answer: &Answer| -> Result<String> {
-        let server = expect_served(agent, ask, answer)?;
+/// Waits until exactly `names` answer, all of them and nobody else; then insists on that, each seeing one of `sources`.
+/// What the counters do meanwhile, from then on, is the case's proof of its data path.
+pub(crate) fn served_by(it: &Context, agent: &Agent, ask: &Ask, names: &[String], sources: &[IpAddr]) -> Result<()> {
+    let what = format!("{} asks {} {} and is served by {names:?}", agent.name(), ask.kind.name(), ask.target);
+    until(&what, SOON, || all_answer(agent, ask, names, None).map(drop))?;
+    let strict = || all_answer(agent, ask, names, Some(sources)).with_context(|| format!("{what}, once, but then not"));
+    it.counted(strict)
+}
+
+/// Asks until every one of `names` has answered, and at least so often that a change on its way would show; how often.
+fn all_answer(agent: &Agent, ask: &Ask, names: &[String], sources: Option<&[IpAddr]>) -> Result<u64> {
+    let mut seen = BTreeSet::new();
+    for asked in 1..=ENOUGH {
+        let answer = agent.ask(ask)?;
+        let server = expect_served(agent, ask, &answer)?;
         ensure!(
             names.contains(&server),
             "{} asks {}: {server} answers, not one of {names:?}",
             agent.name(),
             ask.target
         );
-        Ok(server)
-    };
-    until(&format!("{} asks {} {} and is served", agent.name(), ask.kind.name(), ask.target), SOON, || {
-        (0..ARRIVED).try_for_each(|_| right(&agent.ask(ask)?).map(drop))
-    })?;
-    let mut seen = BTreeSet::new();
-    for _ in 0..ENOUGH {
-        let answer = agent.ask(ask)?;
-        seen.insert(right(&answer)?);
-        names_are_right(agent, ask, &answer, sources)?;
-        if seen.len() == names.len() {
-            return Ok(());
+        if let Some(sources) = sources {
+            names_are_right(agent, ask, &answer, sources)?;
+        }
+        seen.insert(server);
+        if seen.len() == names.len() && asked >= ARRIVED {
+            return Ok(asked);
         }
     }
     bail!("{} asks {} {ENOUGH} times: only {seen:?} of {names:?} answer", agent.name(), ask.target)

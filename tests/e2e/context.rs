@@ -1,5 +1,6 @@
 //! What a case works with: its namespace, addresses of its own, and clients of every kind.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -11,7 +12,7 @@ use sheave_harness::agent::Agent;
 use sheave_harness::cluster::{Cluster, DataPath};
 use sheave_harness::deployment::Deployment;
 use sheave_harness::kube::Kube;
-use sheave_harness::metrics::{self, Metrics};
+use sheave_harness::metrics;
 use sheave_harness::objects;
 use sheave_harness::source::Folder;
 use sheave_harness::world::Node;
@@ -31,6 +32,19 @@ pub(crate) struct Context {
     pub(crate) kube: Option<Arc<Kube>>,
     /// The folder, where that is the source.
     pub(crate) folder: Option<Arc<Folder>>,
+    /// What has been counted while a case insisted, or none where it proves its path by itself.
+    pub(crate) counts: Cell<Option<Counts>>,
+}
+
+/// Questions asked while a case insisted, and what the proxies' counters did meanwhile.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    /// How many questions.
+    pub(crate) asked: u64,
+    /// By how much `sheave_hook_translations_total` grew on all nodes.
+    pub(crate) translated: f64,
+    /// By how much `sheave_listener_accepts_total` grew on all nodes.
+    pub(crate) accepted: f64,
 }
 
 /// Who asks. Nodes count from 1.
@@ -139,9 +153,29 @@ impl Context {
         self.cluster.remove(kind, &self.namespace, name)
     }
 
-    /// The metrics of every node's proxy.
-    pub(crate) fn metrics(&self) -> Result<Vec<Metrics>> {
-        self.cluster.world.nodes.iter().map(|node| metrics::proxy(node)).collect()
+    /// Both counters, of all nodes together.
+    fn counters(&self) -> Result<(f64, f64)> {
+        let mut sum = (0.0, 0.0);
+        for node in &self.cluster.world.nodes {
+            let metrics = metrics::proxy(node)?;
+            sum.0 += metrics.sum("sheave_hook_translations_total", &[]);
+            sum.1 += metrics.sum("sheave_listener_accepts_total", &[]);
+        }
+        Ok(sum)
+    }
+
+    /// Asks (how often is what `ask` returns), and adds what the counters did meanwhile to the case's proof.
+    pub(crate) fn counted(&self, ask: impl FnOnce() -> Result<u64>) -> Result<()> {
+        let Some(so_far) = self.counts.get() else { return ask().map(drop) };
+        let before = self.counters()?;
+        let asked = ask()?;
+        let after = self.counters()?;
+        self.counts.set(Some(Counts {
+            asked: so_far.asked + asked,
+            translated: so_far.translated + after.0 - before.0,
+            accepted: so_far.accepted + after.1 - before.1,
+        }));
+        Ok(())
     }
 }
 

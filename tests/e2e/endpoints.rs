@@ -33,6 +33,7 @@ fn settled(it: &Context, vip: Pair, of: &[String]) -> Result<()> {
         for (kind, targets) in [(Kind::Tcp, sockets(vip, 80)), (Kind::Udp, sockets(vip, 53))] {
             for target in targets {
                 served_by(
+                    it,
                     it.agent(from),
                     &question(kind, target),
                     of,
@@ -177,7 +178,7 @@ fn loops_back(it: &Context, web: &Deployment, vip: Pair) -> Result<()> {
             let own = pod.address.of(target.is_ipv6());
             let node = pod.node.address.of(target.is_ipv6());
             let sources: Vec<IpAddr> = if it.path() == DataPath::Ebpf { vec![own, node] } else { vec![node] };
-            served_by(&pod.agent, &question(kind, target), &web.names(), &sources)?;
+            served_by(it, &pod.agent, &question(kind, target), &web.names(), &sources)?;
         }
     }
     Ok(())
@@ -194,7 +195,7 @@ fn hairpin(it: &Context) -> Result<()> {
     for target in sockets(vip, 80) {
         let pod = &web.members()[0].pod;
         let sources = [pod.address.of(target.is_ipv6()), pod.node.address.of(target.is_ipv6())];
-        served_by(agent, &question(Kind::Tcp, target), &web.names(), &sources)?;
+        served_by(it, agent, &question(Kind::Tcp, target), &web.names(), &sources)?;
     }
     Ok(())
 }
@@ -213,7 +214,7 @@ fn host_network(it: &Context) -> Result<()> {
             for target in targets {
                 let from = From::Node(number);
                 let sources = it.sources(from, To::ClusterIp, target.is_ipv6());
-                served_by(it.agent(from), &question(kind, target), &web.names(), &sources)?;
+                served_by(it, it.agent(from), &question(kind, target), &web.names(), &sources)?;
             }
         }
     }

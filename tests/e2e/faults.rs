@@ -92,6 +92,7 @@ fn served(it: &Context, vip: Pair, names: &[String]) -> Result<()> {
     for from in CLIENTS {
         for target in sockets(vip, 90) {
             served_by(
+                it,
                 it.agent(from),
                 &question(Kind::Hello, target),
                 names,

@@ -48,7 +48,7 @@ impl Served {
         for from in [From::Pod(1), From::Pod(2)] {
             for target in self.targets {
                 let sources = it.sources(from, To::ClusterIp, target.is_ipv6());
-                served_by(it.agent(from), &question(Kind::Tcp, target), &self.names, &sources)?;
+                served_by(it, it.agent(from), &question(Kind::Tcp, target), &self.names, &sources)?;
             }
         }
         Ok(())
@@ -64,7 +64,8 @@ fn second_proxy(it: &Context) -> Result<()> {
     let (admin, health) = (SocketAddr::from(([127, 0, 0, 1], 15030)), "127.0.0.1:10257");
     command.arg("--admin").arg(admin.to_string()).args(["--health", health]);
     command.arg("--admin-socket").arg(node.state.join("second.sock"));
-    let second = Process::start("second-proxy", command, &node.system(), &it.cluster.world.run.logs())?;
+    let name = format!("{}-second-proxy", it.cluster.options.name);
+    let second = Process::start(&name, command, &node.system(), &it.cluster.world.run.logs())?;
     let readyz = || metrics::get(&node.netns, admin, "/readyz").map(|(status, _)| status);
     until("the second proxy answers NotReady", SOON, || match readyz()? {
         503 => Ok(()),
@@ -166,6 +167,7 @@ fn adopted(it: &Context) -> Result<()> {
         let agent = it.agent(From::Pod(1));
         for target in served.targets {
             served_by(
+                it,
                 agent,
                 &question(Kind::Tcp, target),
                 &served.names,

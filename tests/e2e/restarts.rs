@@ -30,7 +30,7 @@ fn compaction(it: &Context) -> Result<()> {
     let served = |pair, names: &[String]| -> Result<()> {
         for target in sockets(pair, 80) {
             let sources = it.sources(From::Pod(1), To::ClusterIp, target.is_ipv6());
-            served_by(it.agent(From::Pod(1)), &question(Kind::Tcp, target), names, &sources)?;
+            served_by(it, it.agent(From::Pod(1)), &question(Kind::Tcp, target), names, &sources)?;
         }
         Ok(())
     };

@@ -1,5 +1,6 @@
 //! Runs cases: a cluster for each pair of data path and source, a namespace for each case, proof by counters after it.
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,13 +8,13 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use sheave_harness::cluster::{Cluster, DataPath, Options};
 use sheave_harness::kube::Kube;
-use sheave_harness::metrics::{self, Metrics};
+use sheave_harness::metrics;
 use sheave_harness::run::Run;
 use sheave_harness::source::{Folder, Source};
 use sheave_harness::world::World;
 
 use crate::case::{Case, Proof};
-use crate::context::Context;
+use crate::context::{Context, Counts};
 use crate::leftovers;
 
 /// Two nodes show everything: an endpoint here and one there.
@@ -99,7 +100,13 @@ fn run_pair(
     for (number, case) in cases.iter().enumerate() {
         let start = Instant::now();
         let namespace = format!("{name}-{number}");
-        let context = Context { cluster: Arc::clone(&cluster), namespace, kube: kube.cloned(), folder: folder.clone() };
+        let context = Context {
+            cluster: Arc::clone(&cluster),
+            namespace,
+            kube: kube.cloned(),
+            folder: folder.clone(),
+            counts: Cell::default(),
+        };
         let marks = cluster.log_marks();
         let result = run_case(&context, case);
         tally.note(&format!("{} {suffix}", case.name), start, &result);
@@ -137,35 +144,29 @@ fn heal(cluster: &Cluster) -> Result<()> {
 
 fn run_case(context: &Context, case: &Case) -> Result<()> {
     context.cluster.source.namespace(&context.namespace)?;
-    let before = context.metrics()?;
-    let result = (case.run)(context).and_then(|()| prove(context, case.proof, &before));
+    context.counts.set((!matches!(case.proof, Proof::Own(_))).then(Counts::default));
+    let result = (case.run)(context).and_then(|()| prove(context, case.proof));
     let cleanup = context.cluster.forget(&context.namespace).context("remove the case's objects");
     result.and(cleanup)
 }
 
 /// Which way the connections of a case went, by the proxies' own counters.
-fn prove(context: &Context, proof: Proof, before: &[Metrics]) -> Result<()> {
-    if matches!(proof, Proof::Own(_)) {
-        return Ok(());
-    }
-    let after = context.metrics()?;
-    let grown = |name: &str| -> f64 {
-        let sum = |all: &[Metrics]| all.iter().map(|one| one.sum(name, &[])).sum::<f64>();
-        sum(&after) - sum(before)
-    };
-    let (translated, accepted) = (grown("sheave_hook_translations_total"), grown("sheave_listener_accepts_total"));
-    let counters = format!("{translated} translations, {accepted} accepts");
+fn prove(context: &Context, proof: Proof) -> Result<()> {
+    let Some(counts) = context.counts.get() else { return Ok(()) };
     if context.path() == DataPath::Userspace {
         for node in &context.cluster.world.nodes {
             let programs = metrics::attached(node)?;
             ensure!(programs == 0, "{programs} programs are attached at {} in userspace mode", node.name);
         }
-        ensure!(accepted > 0.0 && translated == 0.0, "userspace: {counters}");
+        ensure!(counts.accepted > 0.0 && counts.translated == 0.0, "not by the listeners: {counts:?}");
         return Ok(());
     }
     match proof {
-        Proof::Hook => ensure!(translated > 0.0 && accepted == 0.0, "not the hook alone: {counters}"),
-        Proof::Listener(why) => ensure!(accepted > 0.0, "no listener took part, though {why}: {counters}"),
+        Proof::Hook => {
+            let all = counts.translated >= counts.asked as f64;
+            ensure!(counts.asked > 0 && all && counts.accepted == 0.0, "not by the hook alone: {counts:?}");
+        }
+        Proof::Listener(why) => ensure!(counts.accepted > 0.0, "no listener took part, though {why}: {counts:?}"),
         Proof::Own(_) => {}
     }
     Ok(())

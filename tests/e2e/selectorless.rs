@@ -24,7 +24,7 @@ fn settled(it: &Context, vip: Pair, names: &[String]) -> Result<()> {
     for from in [From::Pod(1), From::Node(2)] {
         for target in sockets(vip, 80) {
             let sources = it.sources(from, To::ClusterIp, target.is_ipv6());
-            served_by(it.agent(from), &question(Kind::Tcp, target), names, &sources)?;
+            served_by(it, it.agent(from), &question(Kind::Tcp, target), names, &sources)?;
         }
     }
     Ok(())

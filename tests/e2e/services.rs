@@ -49,7 +49,7 @@ fn all_served(
     for target in sockets(pair, port) {
         for &from in clients {
             let sources = it.sources(from, to, target.is_ipv6());
-            served_by(it.agent(from), &question(kind, target), &of.names(), &sources)?;
+            served_by(it, it.agent(from), &question(kind, target), &of.names(), &sources)?;
         }
     }
     Ok(())
@@ -141,7 +141,7 @@ fn http(it: &Context) -> Result<()> {
             // An HTTP proxy talks to its backends itself: its node's address is right, and so is the client's.
             let mut sources = nodes.clone();
             sources.extend(it.sources(from, To::ClusterIp, target.is_ipv6()));
-            served_by(it.agent(from), &question(Kind::Http, target), &web.names(), &sources)?;
+            served_by(it, it.agent(from), &question(Kind::Http, target), &web.names(), &sources)?;
         }
         let agent = it.agent(From::Pod(1));
         let opened = agent.open(&Ask::new(Kind::Http, target))?;

@@ -23,7 +23,7 @@ fn web(it: &Context) -> Result<(sheave_harness::deployment::Deployment, [SocketA
         for target in targets {
             let from = From::Pod(1);
             let sources = it.sources(from, To::ClusterIp, target.is_ipv6());
-            served_by(it.agent(from), &question(kind, target), &web.names(), &sources)?;
+            served_by(it, it.agent(from), &question(kind, target), &web.names(), &sources)?;
         }
     }
     Ok((web, sockets(vip, 80), sockets(vip, 53)))

@@ -25,7 +25,7 @@ fn served(it: &Context, name: &str, count: usize) -> Result<(Deployment, Pair)> 
     it.apply(&it.service(name, vip, &pods, &ports()))?;
     for target in sockets(vip, 53) {
         let sources = it.sources(From::Pod(1), To::ClusterIp, target.is_ipv6());
-        served_by(it.agent(From::Pod(1)), &question(Kind::Udp, target), &pods.names(), &sources)?;
+        served_by(it, it.agent(From::Pod(1)), &question(Kind::Udp, target), &pods.names(), &sources)?;
     }
     Ok((pods, vip))
 }

@@ -30,7 +30,7 @@ fn other_ports(it: &Context) -> Result<()> {
     for from in [From::Pod(1), From::Node(1), From::Pod(2)] {
         for target in sockets(vip, 80) {
             let sources = it.sources(from, To::ClusterIp, target.is_ipv6());
-            served_by(it.agent(from), &question(Kind::Tcp, target), &web.names(), &sources)?;
+            served_by(it, it.agent(from), &question(Kind::Tcp, target), &web.names(), &sources)?;
             refused(it.agent(from), Kind::Udp, target)?;
         }
         for target in sockets(vip, 81) {
@@ -61,7 +61,7 @@ fn nodes_own_address(it: &Context) -> Result<()> {
     for from in [From::Pod(1), From::Node(1)] {
         for target in sockets(node.address, 80) {
             let sources = it.sources(from, To::Outer, target.is_ipv6());
-            served_by(it.agent(from), &question(Kind::Tcp, target), &web.names(), &sources)?;
+            served_by(it, it.agent(from), &question(Kind::Tcp, target), &web.names(), &sources)?;
         }
         for (kind, port) in [(Kind::Tcp, 22), (Kind::Udp, 123)] {
             for target in sockets(node.address, port) {
@@ -82,7 +82,7 @@ fn expect(it: &Context, vip: Pair, of: &Deployment) -> Result<()> {
         for target in sockets(vip, 80) {
             let mut sources = it.sources(from, To::ClusterIp, target.is_ipv6());
             sources.extend(it.sources(from, To::Outer, target.is_ipv6()));
-            served_by(it.agent(from), &question(Kind::Tcp, target), &of.names(), &sources)?;
+            served_by(it, it.agent(from), &question(Kind::Tcp, target), &of.names(), &sources)?;
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The product's own programs in a test world: a controller over a source, and a proxy on every node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -84,7 +84,7 @@ pub struct Cluster {
     folder: PathBuf,
     replicas: Mutex<Vec<Replica>>,
     proxies: Mutex<BTreeMap<String, Process>>,
-    applied: Mutex<Vec<(String, String, String)>>,
+    applied: Mutex<BTreeSet<(String, String, String)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -296,25 +296,20 @@ impl Cluster {
     /// Writes an object to the source, and remembers it for [`Cluster::forget`].
     pub fn apply(&self, object: &Value) -> Result<()> {
         let (kind, namespace, name) = identity(object)?;
-        let key = (kind.to_owned(), namespace.to_owned(), name.to_owned());
-        let mut applied = lock(&self.applied);
-        if !applied.contains(&key) {
-            applied.push(key);
-        }
-        drop(applied);
+        lock(&self.applied).insert((namespace.to_owned(), kind.to_owned(), name.to_owned()));
         self.source.apply(object)
     }
 
     /// Takes an object away.
     pub fn remove(&self, kind: &str, namespace: &str, name: &str) -> Result<()> {
-        lock(&self.applied).retain(|key| key != &(kind.to_owned(), namespace.to_owned(), name.to_owned()));
+        lock(&self.applied).remove(&(namespace.to_owned(), kind.to_owned(), name.to_owned()));
         self.source.remove(kind, namespace, name)
     }
 
     /// Takes away every object of a namespace that [`Cluster::apply`] wrote.
     pub fn forget(&self, namespace: &str) -> Result<()> {
-        let here: Vec<_> = lock(&self.applied).iter().filter(|(_, its, _)| its == namespace).cloned().collect();
-        here.iter().try_for_each(|(kind, namespace, name)| self.remove(kind, namespace, name))
+        let here: Vec<_> = lock(&self.applied).iter().filter(|(its, ..)| its == namespace).cloned().collect();
+        here.iter().try_for_each(|(namespace, kind, name)| self.remove(kind, namespace, name))
     }
 
     fn log_files(&self) -> Vec<PathBuf> {

@@ -52,6 +52,8 @@ pub struct World {
 pub struct Outside {
     /// Its addresses.
     pub address: Pair,
+    /// Its network namespace.
+    pub netns: Netns,
     /// Its client.
     pub agent: Agent,
 }
@@ -153,8 +155,9 @@ impl Outside {
         netns.ip(&address::VIP_RANGES.iter().map(route).collect::<Vec<_>>())?;
         let cgroup = run.cgroup.join(&name);
         cgroup::make(&cgroup)?;
-        let agent = Agent::start(&name, &Place { netns, cgroup }, &[], &run.folder.join("pods"))?;
-        Ok(Self { address, agent })
+        let place = Place { netns: netns.clone(), cgroup };
+        let agent = Agent::start(&name, &place, &[], &run.folder.join("pods"))?;
+        Ok(Self { address, netns, agent })
     }
 }
 
