@@ -149,15 +149,7 @@ impl Parts {
             Options { node: self.config.node.name.as_str().into(), node_addresses: self.config.node_addresses.clone() };
         let delta = saved.map(|saved| saved.delta);
         let (task, handle) = StoreTask::new(options, delta, self.metrics.clone(), self.status.clone());
-        let mut task = Some(task);
-        self.supervisor.spawn("store", Policy::Fatal, move || {
-            let task = task.take();
-            async move {
-                if let Some(task) = task {
-                    task.run().await;
-                }
-            }
-        });
+        self.supervisor.spawn_once("store", task.run());
         (handle, stale)
     }
 

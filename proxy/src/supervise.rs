@@ -110,6 +110,23 @@ impl Supervisor {
         })
     }
 
+    /// Runs a task that can't start again, because it owns what it was given. A panic ends the program.
+    pub(crate) fn spawn_once(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
+        let mut task = Some(task);
+        self.spawn(name, Policy::Fatal, move || {
+            let task = task.take();
+            async move {
+                if let Some(task) = task {
+                    task.await;
+                }
+            }
+        })
+    }
+
     /// Runs `work` on a thread of its own. A panic there ends the program: a thread's state can't be trusted afterwards.
     ///
     /// # Errors

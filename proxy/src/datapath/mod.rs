@@ -18,7 +18,7 @@ use crate::cgroup::{self, CgroupError};
 use crate::config::{Config, NodeConfig};
 use crate::metrics::Metrics;
 use crate::store::StoreHandle;
-use crate::supervise::{Policy, Stop, Supervisor};
+use crate::supervise::{Stop, Supervisor};
 use crate::userspace::{self, Userspace};
 use follow::{Follow, Follower, Scrape};
 
@@ -101,26 +101,37 @@ pub(crate) fn start(
         refresh.push(refresher(scrapes));
     }
     let (all, programmed) = watch::channel(0);
-    let shutdown = supervisor.shutdown.clone();
-    let mut once = Some((paths, all, metrics.clone()));
-    supervisor.spawn("programmed", Policy::Fatal, move || {
-        let (given, shutdown) = (once.take(), shutdown.clone());
-        async move {
-            let Some((paths, all, metrics)) = given else { return };
-            let mut applied = all.subscribe();
-            let count = async {
-                while applied.changed().await.is_ok() {
-                    metrics.revision_applied.set(i64::try_from(*applied.borrow_and_update()).unwrap_or(i64::MAX));
-                }
-            };
-            let (path, ()) = tokio::join!(merge::lowest(paths, all), count);
-            if !shutdown.is_stopped() {
-                tracing::error!(path, "a data path ended by itself; the proxy ends, what is in the kernel stays");
-                shutdown.stop(Stop::Failed);
-            }
+    watch_over(paths, all, userspace.failed(), metrics, supervisor);
+    Ok(Running { choice, programmed, refresh, userspace })
+}
+
+/// Follows what the paths have, and ends the program where one of them ends by itself.
+fn watch_over(
+    paths: Vec<watch::Receiver<u64>>,
+    all: watch::Sender<u64>,
+    mut failed: watch::Receiver<bool>,
+    metrics: &Metrics,
+    supervisor: &Supervisor,
+) {
+    let mut applied = all.subscribe();
+    let gauge = metrics.revision_applied.clone();
+    supervisor.spawn_once("applied", async move {
+        while applied.changed().await.is_ok() {
+            gauge.set(i64::try_from(*applied.borrow_and_update()).unwrap_or(i64::MAX));
         }
     });
-    Ok(Running { choice, programmed, refresh, userspace })
+    let shutdown = supervisor.shutdown.clone();
+    supervisor.spawn_once("programmed", async move {
+        tokio::select! {
+            path = merge::lowest(paths, all) => tracing::error!(path, "a data path ended by itself"),
+            // An error means that all of its threads have ended, as they do when everything stops.
+            _ = failed.wait_for(|failed| *failed) => {}
+        }
+        if !shutdown.is_stopped() {
+            tracing::error!("the proxy can't go on and ends; what is in the kernel stays");
+            shutdown.stop(Stop::Failed);
+        }
+    });
 }
 
 impl Running {

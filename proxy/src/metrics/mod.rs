@@ -90,8 +90,18 @@ impl Metrics {
             "sheave_programming_latency_seconds",
             "From the controller seeing a change to every data path of this node having it.",
         );
+        let hook_translations = counters(
+            "sheave_hook_translations_total",
+            "Destinations that the socket hook replaced by a backend.",
+            &["family", "protocol"],
+        )?;
+        // From the start, so that 0 is shown where nothing is attached.
+        for (family, protocol) in [("ipv4", "TCP"), ("ipv6", "TCP"), ("ipv4", "UDP"), ("ipv6", "UDP")] {
+            hook_translations.with_label_values(&[family, protocol]);
+        }
         Ok(Self {
             services,
+            hook_translations,
             snapshot_age: registered(
                 &registry,
                 Gauge::new("sheave_snapshot_age_seconds", "Since a controller last confirmed the snapshot.")?,
@@ -123,11 +133,6 @@ impl Metrics {
             reconcile_errors: counter(
                 "sheave_reconcile_errors_total",
                 "Passes that could not write all of a snapshot into the kernel's maps; each is tried again.",
-            )?,
-            hook_translations: counters(
-                "sheave_hook_translations_total",
-                "Destinations that the socket hook replaced by a backend.",
-                &["family", "protocol"],
             )?,
             hook_refused: counter("sheave_hook_refused_total", "Connections the socket hook refused: no endpoint.")?,
             hook_passed: counters(

@@ -25,10 +25,12 @@ mod view;
 mod worker;
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use sheave_model::Snapshot;
 use tokio::sync::watch;
 
@@ -103,6 +105,7 @@ pub(crate) enum StartError {
 #[derive(Debug)]
 pub(crate) struct Userspace {
     programmed: watch::Receiver<u64>,
+    failed: watch::Receiver<bool>,
     stop: watch::Sender<Stop>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -161,6 +164,8 @@ pub(crate) fn start(
     });
     let (stop, stopped) = watch::channel(Stop::No);
     let (opened, all_open) = std::sync::mpsc::channel();
+    let (failed, failure) = watch::channel(false);
+    let guard = Guard { failed, panics: metrics.task_panics.with_label_values(&["listener"]) };
     let mut threads = Vec::new();
     let wanted = options.threads.max(1);
     for index in 0..wanted {
@@ -169,7 +174,7 @@ pub(crate) fn start(
             _ => StartError::Listen { port: options.proxy_port, source },
         })?;
         let (shared, stopped, opened) = (shared.clone(), stopped.clone(), opened.clone());
-        threads.push(spawn(format!("sheave-{index}"), move || worker::run(shared, sockets, stopped, &opened))?);
+        threads.push(guard.spawn(format!("sheave-{index}"), move || worker::run(shared, sockets, stopped, &opened))?);
     }
     let (programmed, revision) = watch::channel(0);
     let program = Program {
@@ -181,23 +186,48 @@ pub(crate) fn start(
         metrics: listeners,
     };
     let opened = move || all_open.iter().take(wanted).count();
-    threads.push(spawn("sheave-nft".into(), move || program.run(opened))?);
-    Ok(Userspace { programmed: revision, stop, threads })
+    threads.push(guard.spawn("sheave-nft".into(), move || program.run(opened))?);
+    Ok(Userspace { programmed: revision, failed: failure, stop, threads })
 }
 
-fn spawn(name: String, run: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<JoinHandle<()>, StartError> {
-    let main = move || {
-        if let Err(error) = run() {
-            tracing::error!(%error, "a thread of the userspace path ended: restart the proxy");
-        }
-    };
-    std::thread::Builder::new().name(name).spawn(main).map_err(StartError::Thread)
+/// Notices when a thread ends that should not.
+struct Guard {
+    failed: watch::Sender<bool>,
+    panics: IntCounter,
+}
+
+impl Guard {
+    fn spawn(
+        &self,
+        name: String,
+        run: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<JoinHandle<()>, StartError> {
+        let (failed, panics) = (self.failed.clone(), self.panics.clone());
+        let main = move || match std::panic::catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a thread of the userspace path ended; the proxy ends, what is in the kernel stays");
+                failed.send_replace(true);
+            }
+            Err(_) => {
+                tracing::error!("a thread of the userspace path panicked; the proxy ends, what is in the kernel stays");
+                panics.inc();
+                failed.send_replace(true);
+            }
+        };
+        std::thread::Builder::new().name(name).spawn(main).map_err(StartError::Thread)
+    }
 }
 
 impl Userspace {
     /// The revision of the newest snapshot that the table and the listeners have.
     pub(crate) fn programmed(&self) -> watch::Receiver<u64> {
         self.programmed.clone()
+    }
+
+    /// Turns true when a thread ended that should not: connections that it would have taken hang.
+    pub(crate) fn failed(&self) -> watch::Receiver<bool> {
+        self.failed.clone()
     }
 
     /// Stops accepting, lets what is open go on until it ends or the deadline comes, and cuts the rest. The table stays.
