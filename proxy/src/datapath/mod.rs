@@ -123,12 +123,12 @@ fn watch_over(
     let shutdown = supervisor.shutdown.clone();
     supervisor.spawn_once("programmed", async move {
         tokio::select! {
-            path = merge::lowest(paths, all) => tracing::error!(path, "a data path ended by itself"),
+            _path = merge::lowest(paths, all) => {}
             // An error means that all of its threads have ended, as they do when everything stops.
             _ = failed.wait_for(|failed| *failed) => {}
         }
         if !shutdown.is_stopped() {
-            tracing::error!("the proxy can't go on and ends; what is in the kernel stays");
+            tracing::error!("a data path ended by itself; the proxy ends, what is in the kernel stays");
             shutdown.stop(Stop::Failed);
         }
     });
