@@ -77,7 +77,7 @@ impl Engine {
         let observed = batches.iter().map(|batch| batch.observed_unix_nanos).max().unwrap_or_default();
         let mut dirty = BTreeSet::new();
         for event in batches.drain(..).flat_map(|batch| batch.events) {
-            dirty.append(&mut self.apply(event));
+            dirty.extend(self.apply(event)); // not `append`, which rebuilds the whole set each time
         }
         let was_ready = self.ready;
         self.ready = self.ready || Kind::ALL.iter().all(|kind| self.lists.get(kind).is_some_and(|list| list.ended > 0));
