@@ -143,6 +143,8 @@ impl Parts {
             self.status.update(|state| {
                 state.source = if stale { Source::StaleDisk } else { Source::Disk };
                 state.confirmed = Some(saved.confirmed);
+                // The store applies it first of all.
+                state.first = Some(1);
             });
         }
         let options =

@@ -40,6 +40,8 @@ pub(crate) enum Source {
 pub(crate) struct State {
     pub(crate) phase: Phase,
     pub(crate) source: Source,
+    /// The first revision worth serving: the file's, or the first complete one.
+    pub(crate) first: Option<u64>,
     /// The controller's endpoint while a stream is up and complete.
     pub(crate) controller: Option<String>,
     /// When a controller last confirmed what is served.
@@ -57,8 +59,8 @@ impl State {
         Some(SystemTime::now().duration_since(since).unwrap_or_default())
     }
 
-    /// Why this node can't be relied on yet; nothing where it can.
-    pub(crate) fn not_ready(&self) -> Option<String> {
+    /// Why this node can't be relied on yet, given the revision that every data path has; nothing where it can.
+    pub(crate) fn not_ready(&self, applied: u64) -> Option<String> {
         match (&self.phase, self.source) {
             (Phase::Starting, _) => Some("starting".to_owned()),
             (Phase::Stopping, _) => Some("stopping".to_owned()),
@@ -66,6 +68,9 @@ impl State {
             (Phase::Waiting(None), _) => Some("waiting: another process owns this node".to_owned()),
             (Phase::Serving, Source::Nothing) => Some("no controller and no snapshot on disk yet".to_owned()),
             (Phase::Serving, _) if self.datapath.is_none() => Some("data path not started yet".to_owned()),
+            (Phase::Serving, _) if self.first.is_some_and(|first| applied < first) => {
+                Some("data path has not taken in the first snapshot yet".to_owned())
+            }
             (Phase::Serving, _) => None,
         }
     }
@@ -123,7 +128,7 @@ mod tests {
     #[test]
     fn ready_needs_the_lock_a_snapshot_and_a_data_path() {
         let status = Status::default();
-        let reason = || status.get().not_ready().unwrap_or_default();
+        let reason = || status.get().not_ready(3).unwrap_or_default();
         assert_eq!(reason(), "starting");
         status.update(|s| s.phase = Phase::Waiting(Some(7)));
         assert!(reason().contains("process 7"));
@@ -132,6 +137,9 @@ mod tests {
         status.update(|s| s.source = Source::StaleDisk);
         assert!(reason().contains("data path"));
         status.update(|s| s.datapath = Some(("userspace", String::new())));
+        status.update(|s| s.first = Some(4));
+        assert!(reason().contains("first snapshot"));
+        status.update(|s| s.first = Some(3));
         assert_eq!(reason(), "");
     }
 

@@ -101,7 +101,11 @@ impl StoreTask {
             self.publish();
             // After the snapshot: who waits for completeness then reads a snapshot that is complete.
             if complete && !self.complete.send_replace(true) {
-                self.status.update(|s| s.source = Source::Controller);
+                let revision = self.store.snapshot().revision;
+                self.status.update(|s| {
+                    s.source = Source::Controller;
+                    s.first.get_or_insert(revision);
+                });
                 self.metrics.snapshot_stale.set(0);
                 tracing::info!(services = self.store.snapshot().services.len(), "the first complete update has come");
             }

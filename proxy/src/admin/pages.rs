@@ -53,7 +53,7 @@ fn health(admin: &Admin) -> Response<Body> {
 
 fn ready(admin: &Admin) -> Response<Body> {
     let state = admin.status.get();
-    let not_ready = state.not_ready();
+    let not_ready = state.not_ready(admin.freshness.report().applied);
     let status = if not_ready.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let page = json!({
         "ready": not_ready.is_none(),
