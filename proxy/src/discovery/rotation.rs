@@ -6,8 +6,9 @@ use super::stream::End;
 
 /// First pause; doubled for each round in which no replica served.
 const FIRST: Duration = Duration::from_millis(100);
-/// Longest pause.
-const LONGEST: Duration = Duration::from_secs(10);
+/// Longest pause: an endpoint change made while controllers were away reaches a node within a few seconds of their return,
+/// and thousands of nodes that try this often are no load for the machine that turns them away.
+const LONGEST: Duration = Duration::from_secs(4);
 /// A replica whose view is older than this is left for a fresher one, while there is one to try.
 /// A replica hears from a quiet source once a minute (bookmarks), so that is no sign of trouble.
 const OLD: Duration = Duration::from_secs(120);
