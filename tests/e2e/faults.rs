@@ -4,19 +4,21 @@
 //! killed: connections open at that moment are lost, new ones are delayed, none is refused.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use sheave_harness::address::{Pair, ROUTER};
 use sheave_harness::cluster::DataPath;
 use sheave_harness::deployment::Deployment;
-use sheave_harness::objects;
 use sheave_harness::relay::Relay;
 use sheave_harness::testpod::protocol::{Ask, Kind, LoadReport, Outcome};
 use sheave_harness::wait::{holds_for, until};
+use sheave_harness::world::Node;
+use sheave_harness::{metrics, objects};
 
 use crate::case::{Case, Proof, kube};
-use crate::check::{SOON, expect_served, question, served_by};
+use crate::check::{SOON, expect_served, question, served_within};
 use crate::context::{Context, From, To, sockets};
 
 /// Programs are restarted: counters begin anew, and the cases before these have proved the path.
@@ -34,8 +36,13 @@ pub(crate) const CASES: &[Case] = &[
 const RATE: u32 = 250;
 /// As long as the issue wants it.
 const OUTAGE: Duration = Duration::from_secs(30);
+/// Proxies wait longer and longer between tries while there is no controller: at most 15 s, for each of two replicas.
+const RECONNECTED: Duration = Duration::from_secs(45);
 /// A delayed connection is not a failed one: SYNs are sent again after 1, 3 and 7 s.
 const PATIENCE: u64 = 25_000;
+
+/// How long the load goes on after a restart, so that a late loss would show.
+const AFTERWARDS: Duration = Duration::from_secs(3);
 
 /// Two loads on one Service.
 struct Loads<'a> {
@@ -89,22 +96,47 @@ fn web(it: &Context) -> Result<(Deployment, Pair)> {
 }
 
 fn served(it: &Context, vip: Pair, names: &[String]) -> Result<()> {
+    arrives(it, vip, names, SOON)
+}
+
+fn arrives(it: &Context, vip: Pair, names: &[String], deadline: Duration) -> Result<()> {
     for from in CLIENTS {
         for target in sockets(vip, 90) {
-            served_by(
-                it,
-                it.agent(from),
-                &question(Kind::Hello, target),
-                names,
-                &it.sources(from, To::ClusterIp, target.is_ipv6()),
-            )?;
+            let sources = it.sources(from, To::ClusterIp, target.is_ipv6());
+            served_within(deadline, it, it.agent(from), &question(Kind::Hello, target), names, &sources)?;
         }
     }
     Ok(())
 }
 
-/// A change is followed: the controller is back in every respect.
+/// How often each node's stream was opened again so far.
+fn reconnects(it: &Context) -> Result<Vec<f64>> {
+    let of = |node: &Arc<Node>| Ok(metrics::proxy(node)?.sum("sheave_stream_reconnects_total", &[]));
+    it.cluster.world.nodes.iter().map(of).collect()
+}
+
+/// Waits until every node has a stream that it opened after `before` was read.
+fn reconnected(it: &Context, before: &[f64]) -> Result<()> {
+    until("every proxy has a new stream", RECONNECTED, || {
+        for (node, before) in it.cluster.world.nodes.iter().zip(before) {
+            let metrics = metrics::proxy(node)?;
+            let opened = metrics.sum("sheave_stream_reconnects_total", &[]);
+            let connected = metrics.sum("sheave_stream_connected", &[]) == 1.0;
+            ensure!(opened > *before && connected, "{}: opened {before} times, now {opened}", node.name);
+        }
+        Ok(())
+    })
+}
+
+/// A change is followed, once every node has a stream again: the controller is back in every respect.
 fn follows(it: &Context, web: &mut Deployment, vip: Pair) -> Result<()> {
+    until("every proxy has a stream", RECONNECTED, || {
+        for node in &it.cluster.world.nodes {
+            let connected = metrics::proxy(node)?.sum("sheave_stream_connected", &[]);
+            ensure!(connected == 1.0, "{} has none", node.name);
+        }
+        Ok(())
+    })?;
     let count = web.members().len();
     web.scale(count + 1)?;
     served(it, vip, &web.names())
@@ -146,13 +178,9 @@ fn stream_cut(it: &Context) -> Result<()> {
     let loads = Loads::start(it, vip)?;
     let start = Instant::now();
     for cut in 0..CUTS {
-        let before = relay.carried();
+        let before = reconnects(it)?;
         relay.cut();
-        until(&format!("both proxies are back after cut {cut}"), SOON, || {
-            let now = relay.carried();
-            ensure!(now >= before + it.cluster.world.nodes.len() as u64, "{before} streams before, {now} now");
-            Ok(())
-        })?;
+        reconnected(it, &before).with_context(|| format!("after cut {cut}"))?;
         if cut % 10 == 9 {
             web.scale(web.members().len() + 1)?; // none is taken away: a pod that ends takes its connections with it
         }
@@ -195,12 +223,12 @@ fn lagging_replica(it: &Context) -> Result<()> {
     })?;
     relay.set_frozen(false);
     web.scale(5)?;
-    served(it, vip, &web.names()[1..])?; // the second replica has caught up and serves
+    arrives(it, vip, &web.names()[1..], RECONNECTED)?; // the second replica has caught up and serves
     loads.stop_unharmed(start.elapsed())?;
     it.cluster.start_controller(0)?;
     it.cluster.kill_controller(1)?;
     web.scale(4)?;
-    served(it, vip, &web.names()[1..])
+    arrives(it, vip, &web.names()[1..], RECONNECTED)
 }
 
 fn proxy_killed(it: &Context) -> Result<()> {
@@ -219,9 +247,9 @@ fn proxy_killed(it: &Context) -> Result<()> {
     for node in &it.cluster.world.nodes {
         it.cluster.wait_ready(node)?;
     }
-    served(it, vip, &web.names())?;
+    holds_for("every pod answers", AFTERWARDS, || served(it, vip, &web.names()))?;
     if it.path() == DataPath::Ebpf {
-        loads.stop_unharmed(Duration::from_secs(1))?;
+        loads.stop_unharmed(AFTERWARDS)?;
         ensure!(agent.ping(kept.id)?.outcome == Outcome::Served, "an open connection was lost with the proxy");
     } else {
         for report in loads.stop()? {

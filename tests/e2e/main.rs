@@ -1,6 +1,6 @@
 //! `sheave-e2e`: every case of the product's behaviour, on both data paths, on a real API server or a folder of YAML.
 //!
-//! One world of namespaces serves the whole run; each pair of data path and source gets fresh programs on it, and each case
+//! The data paths run side by side, each in a world of namespaces of its own; each pair of data path and source gets fresh programs on it, and each case
 //! a Kubernetes namespace of its own. What a case claims is its name; where it looks is in its file.
 #![expect(clippy::print_stdout, reason = "a test program reports on standard output")]
 
@@ -13,6 +13,7 @@ mod endpoints;
 mod faults;
 mod leftovers;
 mod lifecycle;
+mod parallel;
 mod restarts;
 mod runner;
 mod selectorless;
@@ -37,7 +38,7 @@ struct Arguments {
     #[arg(long, default_value = "")]
     cases: String,
     /// Data paths to run them on.
-    #[arg(long, default_value = "ebpf,userspace")]
+    #[arg(long, default_value = "ebpf,userspace", overrides_with = "paths")]
     paths: String,
     /// Sources to run them from.
     #[arg(long, default_value = "kube,dir")]
@@ -75,9 +76,12 @@ fn main() -> Result<ExitCode> {
         cases.iter().for_each(|case| println!("{}", case.name));
         return Ok(ExitCode::SUCCESS);
     }
-    let run = run::enter()?;
     let paths = [DataPath::Ebpf, DataPath::Userspace];
     let paths: Vec<_> = paths.into_iter().filter(|path| arguments.paths.contains(path.name())).collect();
+    if paths.len() > 1 && !parallel::is_part() {
+        return parallel::run(&paths);
+    }
+    let run = run::enter()?;
     let sources: Vec<_> = ["kube", "dir"].into_iter().filter(|source| arguments.sources.contains(source)).collect();
     runner::run(&run, &cases, &paths, &sources)
 }

@@ -1,6 +1,7 @@
 //! The controller's view after trouble with its source: relists, and nothing that it missed stays missed.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use sheave_harness::address::ROUTER;
@@ -9,8 +10,11 @@ use sheave_harness::testpod::protocol::Kind;
 use sheave_harness::wait::until;
 
 use crate::case::{Case, kube};
-use crate::check::{SOON, dropped, question, served_by};
+use crate::check::{SOON, dropped, question, served_within};
 use crate::context::{Context, From, To, ports, sockets};
+
+/// A proxy that has lost its controller tries again after at most 15 s, at each of two replicas.
+const RECONNECTED: Duration = Duration::from_secs(45);
 
 pub(crate) const CASES: &[Case] = &[kube("a_watch_too_old_for_etcd_is_listed_again", compaction)];
 
@@ -30,7 +34,7 @@ fn compaction(it: &Context) -> Result<()> {
     let served = |pair, names: &[String]| -> Result<()> {
         for target in sockets(pair, 80) {
             let sources = it.sources(From::Pod(1), To::ClusterIp, target.is_ipv6());
-            served_by(it, it.agent(From::Pod(1)), &question(Kind::Tcp, target), names, &sources)?;
+            served_within(RECONNECTED, it, it.agent(From::Pod(1)), &question(Kind::Tcp, target), names, &sources)?;
         }
         Ok(())
     };

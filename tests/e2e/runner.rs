@@ -132,6 +132,12 @@ fn end(cluster: Arc<Cluster>) -> Result<()> {
 
 /// After a failure: whatever a case has stopped runs again, so that the next one starts from a whole cluster.
 fn heal(cluster: &Cluster) -> Result<()> {
+    if !cluster.controller_runs(0) {
+        cluster.start_controller(0)?;
+    }
+    if cluster.options.replicas > 1 && cluster.controller_runs(1) {
+        cluster.kill_controller(1)?;
+    }
     for node in &cluster.world.nodes {
         if cluster.wait_ready(node).is_err() {
             let _ = cluster.kill_proxy(node); // not running is what is being mended

@@ -189,6 +189,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// Whether a controller has been started and not been ended.
+    pub fn controller_runs(&self, replica: u8) -> bool {
+        lock(&self.replicas)[usize::from(replica)].process.is_some()
+    }
+
     /// Ends a controller with SIGKILL.
     pub fn kill_controller(&self, replica: u8) -> Result<()> {
         let process = lock(&self.replicas)[usize::from(replica)].process.take();

@@ -95,9 +95,9 @@ fn output(marks: Marks) -> Vec<Vec<Expr>> {
     rules.push(rule([l4(libc::IPPROTO_TCP), has_ct_mark(marks.take), mark(marks.take), accept()]));
     for v4 in [true, false] {
         rules.push(rule([frontend(v4, set(v4, "frontends4", "frontends6")), goto(DIVERT)]));
-        rules.push(rule([frontend(v4, set(v4, "refused4", "refused6")), goto(REFUSE)]));
-        rules.push(rule([address(v4, set(v4, "vips4", "vips6")), goto(REFUSE)]));
-        // Dropped when it comes back in by lo: dropped here, send() itself would fail.
+        // Refused or dropped when it comes back in by lo: here, send() itself would fail with EPERM.
+        rules.push(rule([frontend(v4, set(v4, "refused4", "refused6")), goto(DIVERT)]));
+        rules.push(rule([address(v4, set(v4, "vips4", "vips6")), goto(DIVERT)]));
         rules.push(rule([address(v4, set(v4, "cidrs4", "cidrs6")), goto(DIVERT)]));
     }
     rules

@@ -142,7 +142,10 @@ impl Api {
         let (status, answer) = self.request("POST", &collection, Some(object))?;
         match status {
             201 => {}
-            409 => self.replace(kind, &format!("{collection}/{name}"), object)?,
+            // 409: it exists. 422 comes first where what exists has taken the very address that is asked for again.
+            409 | 422 if self.request("GET", &format!("{collection}/{name}"), None)?.0 == 200 => {
+                self.replace(kind, &format!("{collection}/{name}"), object)?;
+            }
             _ => bail!("POST {collection}: {status}: {answer}"),
         }
         if object["status"].is_object() {
