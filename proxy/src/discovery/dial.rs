@@ -10,8 +10,9 @@ use crate::config::Endpoint;
 
 /// The name in every replica's certificate, whatever address it is reached at.
 const SERVER_NAME: &str = "controller.sheave";
-/// How long a replica may take to accept.
+/// How long a replica may take to accept, and then for the handshakes too: something between us may accept for it.
 const CONNECT: Duration = Duration::from_secs(3);
+const HANDSHAKE: Duration = Duration::from_secs(5);
 /// HTTP/2 PING interval and the time an answer may take: a replica that vanished without a word is noticed in 15 s.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 /// Flow-control windows: a chunk and its successor, not more, so that a slow store holds little memory.
@@ -37,7 +38,10 @@ pub(super) async fn dial(endpoint: &Endpoint, tls_dir: Option<&Path>) -> anyhow:
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW);
-    target.connect().await.map_err(|error| anyhow::anyhow!(with_causes(&error)))
+    match tokio::time::timeout(HANDSHAKE, target.connect()).await {
+        Ok(connected) => connected.map_err(|error| anyhow::anyhow!(with_causes(&error))),
+        Err(_) => anyhow::bail!("no handshake within {} s", HANDSHAKE.as_secs()),
+    }
 }
 
 async fn tls(dir: &Path) -> anyhow::Result<ClientTlsConfig> {

@@ -1,5 +1,6 @@
 //! A TCP relay that a test can cut, close or freeze: the network trouble between two programs.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -22,8 +23,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Both legs of every connection carried now.
-    open: Vec<(TcpStream, TcpStream)>,
+    /// Both legs of every connection carried now, by its number.
+    open: BTreeMap<u64, (TcpStream, TcpStream)>,
     /// New connections are closed at once.
     closed: bool,
     /// Bytes are read and held back.
@@ -55,7 +56,7 @@ impl Relay {
 
     /// Ends every connection; new ones are carried.
     pub fn cut(&self) {
-        for (client, server) in self.shared.lock().open.drain(..) {
+        for (client, server) in std::mem::take(&mut self.shared.lock().open).into_values() {
             let _ = client.shutdown(Shutdown::Both);
             let _ = server.shutdown(Shutdown::Both);
         }
@@ -91,17 +92,18 @@ impl Shared {
             stream.set_nodelay(true)?;
         }
         let mut state = self.lock();
-        state.open.push((client.try_clone()?, server.try_clone()?));
         state.carried += 1;
+        let number = state.carried;
+        state.open.insert(number, (client.try_clone()?, server.try_clone()?));
         drop(state);
         for (from, to) in [(client.try_clone()?, server.try_clone()?), (server, client)] {
             let shared = Arc::clone(self);
-            std::thread::spawn(move || shared.copy(&from, &to));
+            std::thread::spawn(move || shared.copy(number, &from, &to));
         }
         Ok(())
     }
 
-    fn copy(&self, mut from: &TcpStream, mut to: &TcpStream) {
+    fn copy(&self, number: u64, mut from: &TcpStream, mut to: &TcpStream) {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
             let mut state = self.lock();
@@ -115,7 +117,6 @@ impl Shared {
         }
         let _ = to.shutdown(Shutdown::Both);
         let _ = from.shutdown(Shutdown::Both);
-        let gone = from.peer_addr().ok();
-        self.lock().open.retain(|(client, server)| client.peer_addr().ok() != gone && server.peer_addr().ok() != gone);
+        self.lock().open.remove(&number);
     }
 }
