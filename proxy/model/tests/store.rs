@@ -1,6 +1,8 @@
 //! The store against a reference that knows no persistent maps and no increments: it keeps the resources and works out
 //! every frontend from nothing after each delta.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
