@@ -17,7 +17,7 @@ mod service;
 
 pub use address::Address;
 pub use counter::Counter;
-pub use flow::{FlowKey, FlowRow, PEER_CONNECTED, PEER_FLOWS, PeerRow, ReplyKey, ReplyRow};
+pub use flow::{ConnectionRow, FlowKey, FlowRow, PEER_CONNECTED, PEER_FLOWS, PeerRow, ReplyKey, ReplyRow};
 pub use maps::{Map, global, program};
 pub use service::{
     BACKEND_LEAVING, BackendRow, FRONTEND_LISTENER, FRONTEND_NODE_ONLY, FrontendKey, FrontendRow, SlotKey, SlotRow,

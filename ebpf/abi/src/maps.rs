@@ -18,21 +18,24 @@ impl Map {
     pub const BACKENDS: Self = Self { name: "backends", entries: 131_072 };
     /// Target id to [`crate::TargetRow`]: hash.
     pub const TARGETS: Self = Self { name: "targets", entries: 65_536 };
+    /// [`crate::ConnectionRow`] by socket cookie modulo its size, which is fixed: array, for TCP sockets. 3 MiB.
+    pub const CONNECTIONS: Self = Self { name: "connections", entries: 65_536 };
     /// [`crate::FlowKey`] to [`crate::FlowRow`]: LRU hash, for unconnected UDP sockets.
     pub const FLOWS: Self = Self { name: "flows", entries: 16_384 };
     /// [`crate::ReplyKey`] to [`crate::ReplyRow`]: LRU hash, for unconnected UDP sockets.
     pub const REPLIES: Self = Self { name: "replies", entries: 16_384 };
-    /// Socket to [`crate::PeerRow`]: socket storage, so a row lives exactly as long as its socket and needs no bound.
+    /// UDP socket to [`crate::PeerRow`]: socket storage, so a row lives exactly as long as its socket and needs no bound.
     pub const PEERS: Self = Self { name: "peers", entries: 0 };
     /// [`crate::Counter`] to `u64`: per-CPU array.
     pub const STATS: Self = Self { name: "stats", entries: crate::Counter::COUNT };
 
     /// All.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::FRONTENDS,
         Self::SLOTS,
         Self::BACKENDS,
         Self::TARGETS,
+        Self::CONNECTIONS,
         Self::FLOWS,
         Self::REPLIES,
         Self::PEERS,

@@ -1,7 +1,8 @@
 //! What a decision needs and what it says: the vocabulary between this crate and whoever runs it.
 
 use sheave_abi::{
-    Address, BackendRow, Counter, FlowKey, FlowRow, FrontendKey, FrontendRow, PeerRow, ReplyKey, ReplyRow, SlotKey,
+    Address, BackendRow, ConnectionRow, Counter, FlowKey, FlowRow, FrontendKey, FrontendRow, PeerRow, ReplyKey,
+    ReplyRow, SlotKey,
 };
 
 /// An address and a port.
@@ -71,9 +72,13 @@ pub trait Tables {
     fn reply(&self, key: &ReplyKey) -> Option<ReplyRow>;
     /// Writes `replies`.
     fn set_reply(&self, key: &ReplyKey, row: &ReplyRow) -> bool;
-    /// Reads what is remembered with the calling socket.
+    /// Reads `connections`: the row of a cookie, if no other has taken its place.
+    fn connection(&self, cookie: u64) -> Option<ConnectionRow>;
+    /// Writes `connections`: the row of `row.cookie`.
+    fn set_connection(&self, row: &ConnectionRow);
+    /// Reads what is remembered with the calling UDP socket.
     fn peer(&self) -> Option<PeerRow>;
-    /// Remembers a row with the calling socket.
+    /// Remembers a row with the calling UDP socket.
     fn set_peer(&self, row: &PeerRow) -> bool;
     /// Sets `PEER_FLOWS` in the socket's row, making the row where there is none. Touches nothing else in it, since
     /// datagrams are sent without the socket's lock.

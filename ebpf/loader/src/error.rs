@@ -107,8 +107,10 @@ impl Error {
             }
             cause = error.source();
         }
-        let lines: Vec<_> = reason.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        // The first line says what failed, the verifier's last ones why.
+        // The first line says what failed, the verifier's last ones why, before its statistics.
+        let statistics = ["processed ", "stack depth ", "verification time "];
+        let said = |line: &&str| !line.is_empty() && !statistics.iter().any(|start| line.starts_with(start));
+        let lines: Vec<_> = reason.lines().map(str::trim).filter(said).collect();
         let reason = match lines.as_slice() {
             [first, .., a, b] if lines.len() > 6 => format!("{first} .. {a}; {b}"),
             all => all.join("; "),

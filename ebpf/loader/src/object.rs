@@ -5,8 +5,8 @@ use std::path::Path;
 use aya::programs::{CgroupSockAddr, ProgramError, ProgramFd};
 use aya::{Ebpf, EbpfLoader};
 use sheave_abi::{
-    BackendRow, FlowKey, FlowRow, FrontendKey, FrontendRow, Map, PeerRow, ReplyKey, ReplyRow, SlotKey, SlotRow,
-    TargetRow, global, program,
+    BackendRow, ConnectionRow, FlowKey, FlowRow, FrontendKey, FrontendRow, Map, PeerRow, ReplyKey, ReplyRow, SlotKey,
+    SlotRow, TargetRow, global, program,
 };
 
 use crate::{Error, Options, Sizes};
@@ -65,6 +65,7 @@ pub(crate) fn layout(map: Map) -> (u32, u32) {
         Map::SLOTS => of(size_of::<SlotKey>(), size_of::<SlotRow>()),
         Map::BACKENDS => of(size_of::<u32>(), size_of::<BackendRow>()),
         Map::TARGETS => of(size_of::<u32>(), size_of::<TargetRow>()),
+        Map::CONNECTIONS => of(size_of::<u32>(), size_of::<ConnectionRow>()),
         Map::FLOWS => of(size_of::<FlowKey>(), size_of::<FlowRow>()),
         Map::REPLIES => of(size_of::<ReplyKey>(), size_of::<ReplyRow>()),
         Map::PEERS => of(size_of::<i32>(), size_of::<PeerRow>()),

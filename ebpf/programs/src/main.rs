@@ -58,13 +58,17 @@ pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
 /// getpeername() of AF_INET.
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    show(&ctx, v4::write, datapath::getpeername(&Socket::new(&ctx), v4::read(&ctx)))
+    let socket = Socket::new(&ctx);
+    let Some(transport) = socket.transport() else { return context::GO_ON };
+    show(&ctx, v4::write, datapath::getpeername(&socket, transport, v4::read(&ctx)))
 }
 
 /// getpeername() of AF_INET6.
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    show(&ctx, v6::write, datapath::getpeername(&Socket::new(&ctx), v6::read(&ctx)))
+    let socket = Socket::new(&ctx);
+    let Some(transport) = socket.transport() else { return context::GO_ON };
+    show(&ctx, v6::write, datapath::getpeername(&socket, transport, v6::read(&ctx)))
 }
 
 /// bpf_sk_storage and others are for GPL-compatible programs only.

@@ -2,11 +2,11 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use sheave_abi::{
-    BackendRow, FlowKey, FlowRow, FrontendKey, FrontendRow, Map, PeerRow, ReplyKey, ReplyRow, SlotKey, SlotRow,
-    TargetRow,
+    BackendRow, ConnectionRow, FlowKey, FlowRow, FrontendKey, FrontendRow, Map, PeerRow, ReplyKey, ReplyRow, SlotKey,
+    SlotRow, TargetRow,
 };
 
 /// Rows take memory when they are made, and a row that a program reads isn't reused until it is done with it.
@@ -23,6 +23,9 @@ pub static BACKENDS: HashMap<u32, BackendRow, { Map::BACKENDS.entries as usize }
 
 #[btf_map(name = "targets")]
 pub static TARGETS: HashMap<u32, TargetRow, { Map::TARGETS.entries as usize }, LAZY> = HashMap::new();
+
+#[btf_map(name = "connections")]
+pub static CONNECTIONS: Array<ConnectionRow, { Map::CONNECTIONS.entries as usize }> = Array::new();
 
 #[btf_map(name = "flows")]
 pub static FLOWS: LruHashMap<FlowKey, FlowRow, { Map::FLOWS.entries as usize }> = LruHashMap::new();

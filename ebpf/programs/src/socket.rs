@@ -6,13 +6,14 @@ use aya_ebpf::bindings::{BPF_ANY, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockAddrContext;
 use sheave_abi::{
-    BackendRow, Counter, FlowKey, FlowRow, FrontendKey, FrontendRow, PEER_FLOWS, PeerRow, ReplyKey, ReplyRow, SlotKey,
+    BackendRow, ConnectionRow, Counter, FlowKey, FlowRow, FrontendKey, FrontendRow, Map, PEER_FLOWS, PeerRow, ReplyKey,
+    ReplyRow, SlotKey,
 };
 use sheave_datapath::{Env, Tables, Transport};
 
 use crate::context;
 use crate::maps::{
-    BACKENDS, FLOWS, FRONTENDS, NODE_NETNS, OWN_MARK, OWN_MASK, PEERS, REPLIES, SLOTS, STATS, TARGETS,
+    BACKENDS, CONNECTIONS, FLOWS, FRONTENDS, NODE_NETNS, OWN_MARK, OWN_MASK, PEERS, REPLIES, SLOTS, STATS, TARGETS,
 };
 
 /// The socket whose call a program decides on.
@@ -96,6 +97,26 @@ impl Tables for Socket<'_> {
     }
 
     #[inline(always)]
+    fn connection(&self, cookie: u64) -> Option<ConnectionRow> {
+        let row = CONNECTIONS.get_ptr(place(cookie))?;
+        // SAFETY: rows of an array live as long as the map. One that is rewritten meanwhile has another cookie after it.
+        let copy = unsafe { row.read_volatile() };
+        let after = unsafe { (&raw const (*row).cookie).read_volatile() };
+        (copy.cookie == cookie && after == cookie).then_some(copy)
+    }
+
+    #[inline(always)]
+    fn set_connection(&self, row: &ConnectionRow) {
+        let Some(stored) = CONNECTIONS.get_ptr_mut(place(row.cookie)) else { return };
+        // SAFETY: as above. A reader that comes between sees no cookie.
+        unsafe {
+            (&raw mut (*stored).cookie).write_volatile(0);
+            stored.write_volatile(ConnectionRow { cookie: 0, ..*row });
+            (&raw mut (*stored).cookie).write_volatile(row.cookie);
+        }
+    }
+
+    #[inline(always)]
     fn peer(&self) -> Option<PeerRow> {
         // SAFETY: the storage lives as long as the socket.
         unsafe { self.row().as_ref().copied() }
@@ -144,6 +165,13 @@ impl Tables for Socket<'_> {
             unsafe { add_one(&raw mut (*row).connections) };
         }
     }
+}
+
+/// Where in the array a socket's row is.
+#[inline(always)]
+fn place(cookie: u64) -> u32 {
+    const { assert!(Map::CONNECTIONS.entries.is_power_of_two()) };
+    cookie as u32 & (Map::CONNECTIONS.entries - 1)
 }
 
 /// Adds one, exactly: another task may run the same program on this CPU meanwhile (these hooks can be preempted), so even a

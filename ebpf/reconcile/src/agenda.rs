@@ -79,9 +79,9 @@ impl Agenda {
         count
     }
 
-    /// How many tasks are waiting to be tried again.
-    pub(crate) fn failing(&self) -> usize {
-        self.failures.len()
+    /// How many tasks are waiting to be tried again after fewer than `attempts` failures in a row.
+    pub(crate) fn failing(&self, attempts: u32) -> usize {
+        self.failures.values().filter(|failures| **failures < attempts).count()
     }
 }
 

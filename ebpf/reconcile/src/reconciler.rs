@@ -112,9 +112,10 @@ impl Reconciler {
         }
     }
 
-    /// How many targets and frontends are not as they should be and wait to be tried again; 0 when all is programmed.
-    pub fn failing(&self) -> usize {
-        self.agenda.failing()
+    /// How many targets and frontends are not as they should be and have failed fewer than `attempts` times in a row; with
+    /// `u32::MAX`, 0 says that all is programmed.
+    pub fn failing(&self, attempts: u32) -> usize {
+        self.agenda.failing(attempts)
     }
 
     /// Notes where a frontend should lead from now on, and collects whose rows have to be looked at for it.

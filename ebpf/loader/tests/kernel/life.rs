@@ -113,7 +113,7 @@ fn what_can_not_work_is_refused_with_one_line() {
         let good = world.options.clone();
         let refused = |options: &sheave_loader::Options| {
             let (probe, open) = (Loader::probe(options), Loader::open(options));
-            let error = open.err().expect("refused");
+            let Err(error) = open else { panic!("{options:?} was not refused") };
             assert_eq!(error.to_string().lines().count(), 1);
             (probe.is_err(), error)
         };

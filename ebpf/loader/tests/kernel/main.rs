@@ -3,6 +3,8 @@
 //! Each test runs this binary again inside `unshare --mount --net`, so that nothing it does can reach the machine's network
 //! or mounts; its cgroup and bpffs are removed when it ends. Without root a test says so and does nothing.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test may fail it")]
+
 mod life;
 mod tcp;
 mod udp;

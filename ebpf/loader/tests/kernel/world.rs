@@ -16,6 +16,9 @@ use sheave_reconcile::{Reconciler, Report};
 
 /// Tells the inner run from the outer one.
 const INNER: &str = "SHEAVE_TEST_INSIDE";
+/// How the names of our cgroups start.
+const PREFIX: &str = "sheave-loader-test-";
+/// The mark of the proxy's own sockets.
 pub(crate) const MARK: u32 = 0x0020_0000;
 
 /// Runs a test's body in namespaces of its own, if this is root.
@@ -111,12 +114,28 @@ impl Cgroup {
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup2 line")?;
         let before = mount.join(own);
-        let path = mount.join(format!("sheave-test-{}", std::process::id()));
+        remove_leftovers(&mount)?;
+        let path = mount.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&path)?;
         let cgroup = Self { path, before };
         join(&cgroup.path)?;
         Ok(cgroup)
     }
+}
+
+/// Removes cgroups of runs that were killed. Their names end with their process ids.
+fn remove_leftovers(mount: &Path) -> Result<()> {
+    for entry in fs::read_dir(mount)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(id) = name.strip_prefix(PREFIX)
+            && !Path::new("/proc").join(id).exists()
+        {
+            let _ = fs::remove_dir(path.join("other"));
+            let _ = fs::remove_dir(path);
+        }
+    }
+    Ok(())
 }
 
 /// Moves this process, all threads of it.

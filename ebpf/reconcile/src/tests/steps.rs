@@ -171,12 +171,12 @@ fn a_full_map_fails_one_service_which_is_left_to_the_listeners_until_there_is_ro
     let report = bench.update(&apply(&mut store, vec![Resource::Service(web(9)), Resource::Service(udp)], vec![]));
     assert_eq!(report.failures.len(), 1);
     assert_eq!(report.failures[0].service, Some(ServiceKey::new("ns", "web")));
-    assert_eq!(bench.reconciler.failing(), 1);
+    assert_eq!(bench.reconciler.failing(u32::MAX), 1);
     let rows: Vec<_> = bench.maps.frontends.values().map(|row| row.flags & FRONTEND_LISTENER).collect();
     assert_eq!(rows, [FRONTEND_LISTENER, 0], "web to the listeners, dns not");
     bench.maps.slots_capacity = 100;
     bench.wait(Duration::from_secs(2));
-    assert_eq!(bench.reconciler.failing(), 0);
+    assert_eq!(bench.reconciler.failing(u32::MAX), 0);
     assert_follows(&bench.maps, store.snapshot());
 }
 
