@@ -64,6 +64,8 @@ pub(crate) struct Follower<K> {
     kernel: K,
     reconciler: Reconciler,
     follow: Follow,
+    /// Revision of the snapshot that was last given to the reconciler.
+    written: u64,
     counters: HashMap<Index, u64>,
     connections: HashMap<u32, u64>,
 }
@@ -74,7 +76,7 @@ type Index = u32;
 impl<K: Kernel> Follower<K> {
     /// A loop over `kernel`, whose maps hold what `reconciler` says.
     pub(crate) fn new(kernel: K, reconciler: Reconciler, follow: Follow) -> Self {
-        Self { kernel, reconciler, follow, counters: HashMap::new(), connections: HashMap::new() }
+        Self { kernel, reconciler, follow, written: 0, counters: HashMap::new(), connections: HashMap::new() }
     }
 
     /// Runs until everything stops. The maps stay as they are then.
@@ -129,6 +131,7 @@ impl<K: Kernel> Follower<K> {
         let snapshot = self.follow.snapshots.borrow_and_update().clone();
         let started = Instant::now();
         let report = self.reconciler.update(&snapshot, started, &mut self.kernel);
+        self.written = snapshot.revision;
         tracing::debug!(revision = snapshot.revision, writes = report.writes, took = ?started.elapsed(), "maps written");
         self.take_note(&report);
     }
@@ -146,9 +149,9 @@ impl<K: Kernel> Follower<K> {
                 );
             }
         }
-        let waiting = report.failures.iter().any(|failure| failure.attempts < ATTEMPTS);
-        if !waiting {
-            let revision = self.follow.snapshots.borrow().revision;
+        // What failed for an earlier revision counts as well, and a snapshot published meanwhile does not.
+        if self.reconciler.failing(ATTEMPTS) == 0 {
+            let revision = self.written;
             self.follow.programmed.send_if_modified(|now| std::mem::replace(now, revision) != revision);
         }
     }
@@ -208,10 +211,16 @@ mod tests {
 
     /// A fake kernel that the test can look into while the loop owns it.
     #[derive(Clone)]
-    struct Shared(Arc<Mutex<Fake>>);
+    struct Shared(Arc<Mutex<Fake>>, Meanwhile);
+
+    /// Something that happens at each write.
+    type Meanwhile = Arc<Mutex<Option<Box<dyn FnMut() + Send>>>>;
 
     impl Maps for Shared {
         fn apply(&mut self, op: &MapOp) -> Result<(), MapError> {
+            if let Some(meanwhile) = self.1.lock().unwrap().as_mut() {
+                meanwhile();
+            }
             let mut fake = self.0.lock().unwrap();
             fake.now = Instant::now();
             fake.apply(op)
@@ -246,7 +255,7 @@ mod tests {
     impl World {
         fn start(fake: Fake, hold: bool) -> Self {
             let reconciler = Reconciler::new(&fake.restored());
-            let fake = Shared(Arc::new(Mutex::new(fake)));
+            let fake = Shared(Arc::new(Mutex::new(fake)), Arc::default());
             let (snapshots, complete) = (watch::Sender::new(Arc::default()), watch::Sender::new(false));
             let (programmed, revision) = watch::channel(0);
             let (scrapes, queue) = mpsc::channel(1);
@@ -297,6 +306,34 @@ mod tests {
         let counters = world.metrics.services.existing(&service.key, &service.ports[0].name, service.ports[0].protocol);
         assert_eq!(counters.unwrap().connections_total(Path::Hook), 3);
         world.shutdown.stop(Stop::Asked);
+    }
+
+    #[tokio::test]
+    async fn what_is_published_while_maps_are_written_is_not_yet_programmed() {
+        let mut world = World::start(Fake::new(Instant::now()), false);
+        let newer = {
+            let mut store = Store::default();
+            store.apply(delta(vec![service("a", "10.0.0.1")]));
+            Arc::new(store.apply(delta(vec![service("b", "10.0.0.2")])).clone())
+        };
+        let (snapshots, programmed) = (world.snapshots.clone(), world.programmed.clone());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let note = seen.clone();
+        *world.fake.1.lock().unwrap() = Some(Box::new(move || {
+            let mut seen = note.lock().unwrap();
+            if seen.is_empty() {
+                snapshots.send_replace(newer.clone());
+            }
+            seen.push(*programmed.borrow());
+        }));
+        world.publish(&[("a", "10.0.0.1")]);
+        world.programmed(2).await;
+        let seen = seen.lock().unwrap();
+        assert_eq!(
+            (seen.first(), seen.last()),
+            (Some(&0), Some(&1)),
+            "what was programmed at the first and last write"
+        );
     }
 
     #[tokio::test]
