@@ -59,6 +59,50 @@ fn a_connection_goes_to_a_backend_and_shows_the_frontend() {
 }
 
 #[test]
+fn sockets_of_every_kind_are_translated() {
+    inside("tcp::sockets_of_every_kind_are_translated", |world| {
+        let mut node = world.node()?;
+        node.update(&world.put(service("10.96.0.1", 80, Protocol::Tcp, &[server("127.0.0.1:0", 4)])));
+        let frontend: SocketAddr = "10.96.0.1:80".parse()?;
+        let new = || Socket::new(Domain::IPV4, Type::STREAM, None);
+        let check = |socket: Socket| -> Result<()> {
+            assert_eq!(socket.peer_addr()?.as_socket(), Some(frontend));
+            assert_eq!(ask(socket.into()), 4);
+            Ok(())
+        };
+
+        let waiting = new()?;
+        waiting.set_nonblocking(true)?;
+        match waiting.connect(&frontend.into()) {
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            other => other?,
+        }
+        waiting.set_nonblocking(false)?;
+        check(waiting)?;
+
+        let bound = new()?;
+        bound.bind(&SocketAddr::from(([127, 0, 0, 1], 45678)).into())?;
+        bound.connect(&frontend.into())?;
+        assert_eq!(bound.local_addr()?.as_socket().map(|own| own.port()), Some(45678));
+        check(bound)?;
+
+        let fast = new()?;
+        fast.send_to_with_flags(b"!", &frontend.into(), libc::MSG_FASTOPEN)?;
+        check(fast)?;
+
+        // One that was refused may try again.
+        let again = new()?;
+        node.update(&world.put(service("10.96.0.1", 80, Protocol::Tcp, &[])));
+        assert_eq!(again.connect(&frontend.into()).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        node.update(&world.put(service("10.96.0.1", 80, Protocol::Tcp, &[server("127.0.0.1:0", 4)])));
+        again.connect(&frontend.into())?;
+        check(again)?;
+        assert_eq!(node.loader.stats()?.get(Counter::TcpV4), 4);
+        Ok(())
+    });
+}
+
+#[test]
 fn a_service_without_endpoints_refuses() {
     inside("tcp::a_service_without_endpoints_refuses", |world| {
         let mut node = world.node()?;

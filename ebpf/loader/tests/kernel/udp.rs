@@ -116,6 +116,33 @@ fn a_service_without_endpoints_refuses_and_is_not_remembered() {
 }
 
 #[test]
+fn no_flow_moves_when_the_proxy_restarts() {
+    inside("udp::no_flow_moves_when_the_proxy_restarts", |world| {
+        let servers: Vec<_> = (0..8).map(|_| server("127.0.0.1:0")).collect();
+        let snapshot = world.put(service("10.96.0.1", 53, Protocol::Udp, &servers));
+        let mut node = world.node()?;
+        node.update(&snapshot);
+        let frontend: SocketAddr = "10.96.0.1:53".parse()?;
+        let (loose, tied) = (client("0.0.0.0:0")?, client("0.0.0.0:0")?);
+        tied.connect(frontend)?;
+        let ask = || -> Result<[(u16, SocketAddr); 2]> {
+            loose.send_to(b"?", frontend)?;
+            tied.send(b"?")?;
+            Ok([receive(&loose)?, receive(&tied)?])
+        };
+        let before = ask()?;
+        drop(node);
+        assert_eq!(ask()?, before);
+        let mut node = world.node()?;
+        assert_eq!(ask()?, before);
+        node.update(&snapshot);
+        assert_eq!(ask()?, before);
+        assert!(before.iter().all(|(_, from)| *from == frontend));
+        Ok(())
+    });
+}
+
+#[test]
 fn one_socket_towards_two_frontends_of_two_backends_keeps_two_flows_apart() {
     inside("udp::one_socket_towards_two_frontends_of_two_backends_keeps_two_flows_apart", |world| {
         let mut node = world.node()?;
