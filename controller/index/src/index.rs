@@ -119,13 +119,17 @@ impl Index {
         dirty
     }
 
-    /// Notes that a version of a kind has been seen: a bookmark's, or a deleted object's.
+    /// Notes that a version of a kind has been seen: a bookmark's, or a deleted object's. While a list of the kind is open
+    /// nothing is noted: until its end, objects that were deleted before that version may still be held.
     pub fn seen(&mut self, kind: Kind, version: u64) {
+        if self.rounds.get(&kind).is_some_and(|round| round.open) {
+            return;
+        }
         let newest = self.versions.entry(kind).or_default();
         *newest = version.max(*newest);
     }
 
-    /// The newest resourceVersion seen for each kind, by the kind's name.
+    /// The newest resourceVersion for each kind, by the kind's name, that what is held is not older than.
     pub fn view(&self) -> BTreeMap<String, u64> {
         self.versions.iter().map(|(kind, version)| (kind.as_str().to_owned(), *version)).collect()
     }

@@ -15,7 +15,9 @@ enum Step {
     Apply(Box<Object>),
     Delete(ObjectKey),
     Begin(Kind),
-    End(Kind),
+    /// With the list's version known or not.
+    End(Kind, bool),
+    Seen(Kind),
 }
 
 const KINDS: [Kind; 4] = [Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::Pod];
@@ -110,7 +112,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         8 => object.clone().prop_map(|object| Step::Apply(Box::new(object))),
         3 => object.prop_map(|object| Step::Delete(object.key)),
         1 => kind.clone().prop_map(Step::Begin),
-        1 => kind.prop_map(Step::End),
+        1 => (kind.clone(), prop::bool::weighted(0.8)).prop_map(|(kind, known)| Step::End(kind, known)),
+        1 => kind.prop_map(Step::Seen),
     ]
 }
 
@@ -119,12 +122,15 @@ fn any_step() -> impl Strategy<Value = Step> {
 struct World {
     objects: Objects,
     unnamed: BTreeMap<Kind, BTreeSet<ObjectKey>>,
+    view: BTreeMap<String, u64>,
 }
 
 impl World {
-    fn take(&mut self, step: &Step) {
+    /// Takes a step that brings version `at`, which grows from step to step.
+    fn take(&mut self, step: &Step, at: u64) {
         match step {
             Step::Apply(object) => {
+                self.reach(object.key.kind, at);
                 self.unnamed.entry(object.key.kind).and_modify(|keys| {
                     keys.remove(&object.key);
                 });
@@ -137,24 +143,40 @@ impl World {
                 let keys = self.objects.keys().filter(|key| key.kind == *kind).cloned().collect();
                 self.unnamed.insert(*kind, keys);
             }
-            Step::End(kind) => {
-                for key in self.unnamed.remove(kind).unwrap_or_default() {
+            Step::End(kind, known) => {
+                let Some(unnamed) = self.unnamed.remove(kind) else { return };
+                for key in unnamed {
                     self.objects.remove(&key);
                 }
+                if *known {
+                    self.reach(*kind, at);
+                }
             }
+            Step::Seen(kind) => self.reach(*kind, at),
+        }
+    }
+
+    /// While a list is open its kind stays where it was: what is held is a mixture of two moments.
+    fn reach(&mut self, kind: Kind, at: u64) {
+        if !self.unnamed.contains_key(&kind) {
+            self.view.insert(kind.as_str().to_owned(), at);
         }
     }
 }
 
-fn feed(index: &mut Index, step: &Step) -> BTreeSet<ResourceKey> {
+fn feed(index: &mut Index, step: &Step, at: u64) -> BTreeSet<ResourceKey> {
     match step {
-        Step::Apply(object) => index.apply((**object).clone()),
+        Step::Apply(object) => index.apply(Object { version: at, ..(**object).clone() }),
         Step::Delete(key) => index.delete(key),
         Step::Begin(kind) => {
             index.begin_resync(*kind);
             BTreeSet::new()
         }
-        Step::End(kind) => index.end_resync(*kind, 0),
+        Step::End(kind, known) => index.end_resync(*kind, if *known { at } else { 0 }),
+        Step::Seen(kind) => {
+            index.seen(*kind, at);
+            BTreeSet::new()
+        }
     }
 }
 
@@ -174,9 +196,10 @@ proptest! {
         let mut index = Index::default();
         let mut world = World::default();
         let mut before = resources(&world.objects);
-        for step in &steps {
-            let dirty = feed(&mut index, step);
-            world.take(step);
+        for (step, at) in steps.iter().zip(1..) {
+            let dirty = feed(&mut index, step, at);
+            world.take(step, at);
+            prop_assert_eq!(&index.view(), &world.view, "after {:?}", step);
             let after = resources(&world.objects);
             for key in before.keys().chain(after.keys()) {
                 let changed = before.get(key) != after.get(key);
@@ -207,5 +230,5 @@ proptest! {
 /// Whether a list of the kind began and later ended.
 fn index_completed(steps: &[Step], kind: Kind) -> bool {
     let begun = steps.iter().position(|step| matches!(step, Step::Begin(k) if *k == kind));
-    begun.is_some_and(|at| steps[at..].iter().any(|step| matches!(step, Step::End(k) if *k == kind)))
+    begun.is_some_and(|at| steps[at..].iter().any(|step| matches!(step, Step::End(k, _) if *k == kind)))
 }
