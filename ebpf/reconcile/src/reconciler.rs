@@ -77,18 +77,18 @@ impl Reconciler {
     /// Sweeps rows whose grace is over and tries again what failed, as far as their time has come.
     pub fn handle_timeout(&mut self, now: Instant, maps: &mut impl Maps) -> Report {
         let mut report = Report::default();
-        let mut touched = BTreeSet::new();
         while let Some(task) = self.agenda.pop(now) {
             match task {
                 Task::Settle(id) => {
                     self.settle(id, now, maps, &mut report);
-                    touched.insert(id);
+                    // At once: a sweep that is due now as well must not take rows that have just come into use.
+                    self.retire(BTreeSet::from([id]), now);
                 }
                 Task::Frontend(key) => self.settle_frontend(&key, now, maps, &mut report),
                 Task::Sweep(id) => self.sweep(id, now, maps, &mut report),
             }
         }
-        self.retire(touched, now);
+        self.retire(BTreeSet::new(), now);
         report
     }
 

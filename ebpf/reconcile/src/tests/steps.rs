@@ -6,7 +6,7 @@ use sheave_abi::{BACKEND_LEAVING, FRONTEND_LISTENER};
 use sheave_model::{AppProtocol, Protocol, Resource, Service, ServiceKey};
 
 use super::world::{Bench, apply, assert_follows, endpoint, port, service, store, terminating};
-use crate::{GRACE, MapOp};
+use crate::{Fake, GRACE, MapError, MapOp, Maps};
 
 fn web(endpoints: u16) -> Service {
     let endpoints = (1..=endpoints).map(|n| endpoint(n, 1, true)).collect();
@@ -192,4 +192,32 @@ fn a_vip_that_moves_to_another_service_is_moved_by_one_write() {
     assert_follows(&bench.maps, store.snapshot());
     bench.wait(GRACE);
     assert_eq!(bench.maps.targets.len(), 1);
+}
+
+/// Maps that take some operations and no more.
+struct Broken<'a> {
+    maps: &'a mut Fake,
+    left: usize,
+}
+
+impl Maps for Broken<'_> {
+    fn apply(&mut self, op: &MapOp) -> Result<(), MapError> {
+        let Some(left) = self.left.checked_sub(1) else { return Err(MapError::Full { map: "any", capacity: 0 }) };
+        self.left = left;
+        self.maps.apply(op)
+    }
+}
+
+#[test]
+fn rows_that_come_into_use_when_their_grace_ends_are_kept() {
+    let (mut bench, mut store) = (Bench::new(), store());
+    bench.update(&apply(&mut store, vec![Resource::Service(web(2))], vec![]));
+    let snapshot = apply(&mut store, vec![Resource::Service(web(4))], vec![]);
+    // Two backends and one of two slots are written; nothing can be taken back.
+    let mut broken = Broken { maps: &mut bench.maps, left: 3 };
+    let report = bench.reconciler.update(&snapshot, bench.now, &mut broken);
+    assert_eq!((report.failures.len(), bench.maps.slots.len()), (1, 3));
+    // The next try and the end of the slot's grace fall on one moment; the maps check that no frontend loses a slot.
+    bench.wait(GRACE);
+    assert_follows(&bench.maps, &snapshot);
 }
