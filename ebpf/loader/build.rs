@@ -12,8 +12,9 @@ use std::process::{Command, ExitCode};
 /// What to do where neither toolchain is found.
 const INSTALL: &str = "\
 the eBPF programs can't be built: no Rust toolchain with the standard library's source, or no bpf-linker. Install with one of
+(bpf-linker's feature names the LLVM that `rustc -vV` says, whose development package must be there)
   apt-get install -y rustc-web rust-web-src cargo-web llvm-22-dev libpolly-22-dev zlib1g-dev libzstd-dev cmake && LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --no-default-features --features llvm-22
-  rustup toolchain install nightly --component rust-src && cargo install bpf-linker --version 0.13.0";
+  rustup toolchain install nightly --component rust-src && cargo install bpf-linker --version 0.13.0 --no-default-features --features llvm-22";
 
 fn main() -> ExitCode {
     match build() {

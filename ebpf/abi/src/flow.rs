@@ -41,8 +41,6 @@ pub struct PeerRow {
     pub frontend_port: [u8; 2],
     /// Port of `backend`, big-endian.
     pub backend_port: [u8; 2],
-    /// The target that `backend` was chosen from.
-    pub target: u32,
     /// Id of `backend`.
     pub backend_id: u32,
     /// `PEER_*` bits.
@@ -67,9 +65,7 @@ pub struct FlowKey {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowRow {
-    /// The target it was chosen from.
-    pub target: u32,
-    /// Its id.
+    /// Its id. The backend's own row says which target it belongs to, and whether it stands.
     pub backend: u32,
 }
 
@@ -101,8 +97,8 @@ pub struct ReplyRow {
 
 const _: () = {
     assert!(size_of::<ConnectionRow>() == 48 && align_of::<ConnectionRow>() == 8);
-    assert!(size_of::<PeerRow>() == 48 && align_of::<PeerRow>() == 4);
-    assert!(size_of::<FlowKey>() == 32 && size_of::<FlowRow>() == 8);
+    assert!(size_of::<PeerRow>() == 44 && align_of::<PeerRow>() == 4);
+    assert!(size_of::<FlowKey>() == 32 && size_of::<FlowRow>() == 4);
     assert!(size_of::<ReplyKey>() == 32 && size_of::<ReplyRow>() == 20);
     assert!(align_of::<FlowKey>() == 8 && align_of::<ReplyKey>() == 8);
 };

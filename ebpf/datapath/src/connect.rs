@@ -71,7 +71,6 @@ fn keep_peer(io: &impl Tables, peer: Option<&PeerRow>, to: &Place, backend: &Bac
         backend: backend.row.address,
         frontend_port: to.port,
         backend_port: backend.row.port,
-        target: backend.row.target,
         backend_id: backend.id,
         flags: PEER_CONNECTED | peer.map_or(0, |peer| peer.flags & PEER_FLOWS),
     })

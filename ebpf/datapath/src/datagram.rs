@@ -63,16 +63,13 @@ pub(crate) fn remembered(io: &(impl Tables + Env), peer: &PeerRow, to: &Place, r
     if row.count == 0 {
         return None;
     }
-    if connected_to(peer, to) && peer.target == row.target {
+    if connected_to(peer, to) {
         return standing(io, peer.backend_id, row.target);
     }
     if peer.flags & PEER_FLOWS == 0 {
         return None;
     }
     let flow = io.flow(&flow_key(io.cookie(), to))?;
-    if flow.target != row.target {
-        return None;
-    }
     standing(io, flow.backend, row.target)
 }
 
@@ -107,7 +104,7 @@ fn remember(io: &impl Tables, cookie: u64, peer: &PeerRow, to: &Place, backend: 
     if !kept && !io.set_reply(&key, &wanted) {
         return false;
     }
-    !new || io.set_flow(&flow_key(cookie, to), &FlowRow { target: backend.row.target, backend: backend.id })
+    !new || io.set_flow(&flow_key(cookie, to), &FlowRow { backend: backend.id })
 }
 
 #[inline(always)]
