@@ -1,11 +1,13 @@
 //! What a case works with: its namespace, addresses of its own, and clients of every kind.
 
 use std::cell::Cell;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use sheave_harness::address::{self, Pair};
 use sheave_harness::agent::Agent;
@@ -15,7 +17,10 @@ use sheave_harness::kube::Kube;
 use sheave_harness::metrics;
 use sheave_harness::objects;
 use sheave_harness::source::Folder;
+use sheave_harness::wait::until;
 use sheave_harness::world::Node;
+
+use crate::check::SOON;
 
 /// Each case takes its addresses from here, so that no case meets what another left behind.
 static NEXT: AtomicU16 = AtomicU16::new(10);
@@ -151,6 +156,22 @@ impl Context {
     /// Takes an object of this case's namespace away.
     pub(crate) fn remove(&self, kind: &str, name: &str) -> Result<()> {
         self.cluster.remove(kind, &self.namespace, name)
+    }
+
+    /// Waits until every node's snapshot on disk has this case's Services; it is written at most once a second.
+    pub(crate) fn saved(&self) -> Result<()> {
+        let wanted = self.namespace.as_bytes();
+        until("the case's Services are in every snapshot on disk", SOON, || {
+            for node in &self.cluster.world.nodes {
+                let files = fs::read_dir(&node.state)?.flatten().map(|entry| entry.path());
+                let has = |path: PathBuf| {
+                    let bytes = fs::read(path).unwrap_or_default(); // replaced just now, or no file at all
+                    bytes.windows(wanted.len()).any(|window| window == wanted)
+                };
+                ensure!(files.filter(|path| path.is_file()).any(has), "not on {} yet", node.name);
+            }
+            Ok(())
+        })
     }
 
     /// Both counters, of all nodes together.

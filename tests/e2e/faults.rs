@@ -233,6 +233,7 @@ fn lagging_replica(it: &Context) -> Result<()> {
 
 fn proxy_killed(it: &Context) -> Result<()> {
     let (mut web, vip) = web(it)?;
+    it.saved()?;
     it.cluster.kill_controller(0)?;
     let agent = it.agent(From::Pod(1));
     let kept = agent.open(&Ask::new(Kind::Tcp, sockets(vip, 80)[0]))?;
@@ -259,6 +260,8 @@ fn proxy_killed(it: &Context) -> Result<()> {
             ensure!(refused == 0, "{refused} connections were refused: {:?}", report.failures);
             ensure!(lost <= 10, "{lost} of {} were lost: {:?}", report.asked, report.failures);
         }
+        let open = agent.ping(kept.id)?.outcome;
+        ensure!(open != Outcome::Served, "an open connection outlived the process that carried it");
     }
     agent.close(kept.id)?;
     it.cluster.start_controller(0)?;

@@ -72,6 +72,7 @@ fn second_proxy(it: &Context) -> Result<()> {
         other => bail!("/readyz: {other}"),
     })?;
     served.check(it)?;
+    it.saved()?;
     it.cluster.kill_proxy(node)?;
     until("the second proxy takes over", SOON, || match readyz()? {
         200 => Ok(()),

@@ -10,6 +10,7 @@ mod changes;
 mod check;
 mod context;
 mod endpoints;
+mod exceptions;
 mod faults;
 mod leftovers;
 mod lifecycle;
@@ -50,7 +51,7 @@ struct Arguments {
 
 /// Every case of every topic, in the order of the run: what stops programs comes last.
 fn table() -> impl Iterator<Item = &'static Case> {
-    let topics: [&[Case]; 11] = [
+    let topics: [&[Case]; 12] = [
         services::CASES,
         sockets::CASES,
         vips::CASES,
@@ -58,6 +59,7 @@ fn table() -> impl Iterator<Item = &'static Case> {
         selectorless::CASES,
         changes::CASES,
         udp::CASES,
+        exceptions::CASES,
         bad_input::CASES,
         lifecycle::CASES,
         restarts::CASES,

@@ -65,6 +65,7 @@ pub(crate) fn run(run: &Run, cases: &[&Case], paths: &[DataPath], sources: &[&st
             let suffix = format!("x {} x {source}", path.name());
             if let Err(error) = run_pair(&world, kube, path, &suffix, &chosen, &mut tally) {
                 tally.note(&format!("cluster {suffix}"), start, &Err(error));
+                println!("{}", Cluster::logs_of(run, &pair_name(path, source), LOG_LINES));
             }
         }
     }
@@ -75,6 +76,10 @@ pub(crate) fn run(run: &Run, cases: &[&Case], paths: &[DataPath], sources: &[&st
     Ok(if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn pair_name(path: DataPath, source: &str) -> String {
+    format!("{}-{source}", path.name())
+}
+
 fn run_pair(
     world: &Arc<World>,
     kube: Option<&Arc<Kube>>,
@@ -83,7 +88,7 @@ fn run_pair(
     cases: &[&Case],
     tally: &mut Tally,
 ) -> Result<()> {
-    let name = format!("{}-{}", path.name(), if kube.is_some() { "kube" } else { "dir" });
+    let name = pair_name(path, if kube.is_some() { "kube" } else { "dir" });
     let folder = match kube {
         None => Some(Arc::new(Folder::create(world.run.folder.join(&name).join("objects"))?)),
         Some(_) => None,

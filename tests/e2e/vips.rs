@@ -8,7 +8,7 @@ use sheave_harness::objects;
 use sheave_harness::testpod::protocol::{Kind, Outcome};
 use sheave_harness::wait::until;
 
-use crate::case::{Case, Proof, both, kube};
+use crate::case::{Case, Proof, both, folder, kube};
 use crate::check::{SOON, dropped, question, refused, served_by};
 use crate::context::{Context, From, To, ports, sockets};
 
@@ -19,6 +19,8 @@ pub(crate) const CASES: &[Case] = &[
         .proof(Proof::Own("dropped packets are neither translated nor accepted")),
     kube("a_load_balancer_ip_that_is_the_nodes_own_leaves_its_other_ports_alone", nodes_own_address),
     both("of_two_services_with_one_address_the_older_keeps_it", claimed_twice),
+    folder("a_cluster_ip_outside_of_every_known_range_is_served", outside_ranges),
+    kube("a_load_balancer_ip_without_node_ports_is_served", without_node_ports),
     kube("ip_mode_proxy_is_not_intercepted", ip_mode_proxy),
     kube("labels_that_make_a_service_not_ours_work_both_ways", not_ours),
     kube("a_cluster_ip_beats_a_load_balancer_ip_beats_an_external_ip", precedence),
@@ -171,4 +173,21 @@ fn precedence(it: &Context) -> Result<()> {
     it.remove("Service", "c")?;
     expect(it, vip, &b)?;
     Ok(())
+}
+
+fn outside_ranges(it: &Context) -> Result<()> {
+    let web = it.deployment("web", 2)?;
+    let vip = Pair { v4: [10, 97, 0, 9].into(), v6: [0xfd00, 0x97, 0, 0, 0, 0, 0, 9].into() };
+    it.apply(&it.service("web", vip, &web, &ports()))?;
+    expect(it, vip, &web)
+}
+
+fn without_node_ports(it: &Context) -> Result<()> {
+    let (web, pair) = (it.deployment("web", 2)?, it.load_balancer());
+    let mut service = it.service("web", it.vip(), &web, &ports());
+    service["spec"]["type"] = json!("LoadBalancer");
+    service["spec"]["allocateLoadBalancerNodePorts"] = json!(false);
+    service["status"] = json!({"loadBalancer": {"ingress": [{"ip": pair.v4}, {"ip": pair.v6}]}});
+    it.apply(&service)?;
+    expect(it, pair, &web)
 }

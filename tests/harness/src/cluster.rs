@@ -17,6 +17,7 @@ use crate::objects::{self, READY};
 use crate::pod::Pod;
 use crate::process::{Process, program, tail};
 use crate::relay::Relay;
+use crate::run::Run;
 use crate::source::{Source, identity};
 use crate::wait::until;
 use crate::world::{Node, World};
@@ -317,19 +318,10 @@ impl Cluster {
         here.iter().try_for_each(|(namespace, kind, name)| self.remove(kind, namespace, name))
     }
 
-    fn log_files(&self) -> Vec<PathBuf> {
-        let mut names: Vec<_> =
-            fs::read_dir(self.world.run.logs()).into_iter().flatten().flatten().map(|it| it.path()).collect();
-        names.sort();
-        let own = format!("/{}-", self.options.name);
-        names.retain(|path| path.to_string_lossy().contains(&own));
-        names
-    }
-
     /// How long each log of this cluster's programs is now; see [`Cluster::logs_since`].
     pub fn log_marks(&self) -> BTreeMap<PathBuf, u64> {
         let length = |path: PathBuf| Some((path.clone(), fs::metadata(path).ok()?.len()));
-        self.log_files().into_iter().filter_map(length).collect()
+        log_files(&self.world.run, &self.options.name).into_iter().filter_map(length).collect()
     }
 
     /// The ends of all logs of this cluster's programs.
@@ -337,15 +329,14 @@ impl Cluster {
         self.logs_since(&BTreeMap::new(), lines)
     }
 
+    /// The ends of all logs of a cluster that may not have come up.
+    pub fn logs_of(run: &Run, name: &str, lines: usize) -> String {
+        ends(&log_files(run, name), &BTreeMap::new(), lines)
+    }
+
     /// What the logs have said since these marks, at most so many lines of each.
     pub fn logs_since(&self, marks: &BTreeMap<PathBuf, u64>, lines: usize) -> String {
-        let end = |path: PathBuf| {
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            let from = marks.get(&path).and_then(|&mark| usize::try_from(mark).ok()).unwrap_or(0);
-            let new = tail(text.get(from..).unwrap_or_default(), lines);
-            if new.is_empty() { String::new() } else { format!("--- {}\n{new}\n", path.display()) }
-        };
-        self.log_files().into_iter().map(end).collect()
+        ends(&log_files(&self.world.run, &self.options.name), marks, lines)
     }
 
     /// Ends every program with SIGTERM, takes every object away and cleans the nodes.
@@ -370,4 +361,24 @@ impl Cluster {
 /// Where controller `replica` serves discovery.
 fn discovery_address(replica: u8) -> SocketAddr {
     SocketAddr::from((ROUTER.v4, 15010 + u16::from(replica) * 100))
+}
+
+/// The logs of the cluster of this name, in the order of their names.
+fn log_files(run: &Run, name: &str) -> Vec<PathBuf> {
+    let mut paths: Vec<_> = fs::read_dir(run.logs()).into_iter().flatten().flatten().map(|it| it.path()).collect();
+    paths.sort();
+    let own = format!("/{name}-");
+    paths.retain(|path| path.to_string_lossy().contains(&own));
+    paths
+}
+
+/// The last lines of each log after its mark.
+fn ends(paths: &[PathBuf], marks: &BTreeMap<PathBuf, u64>, lines: usize) -> String {
+    let end = |path: &PathBuf| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let from = marks.get(path).and_then(|&mark| usize::try_from(mark).ok()).unwrap_or(0);
+        let new = tail(text.get(from..).unwrap_or_default(), lines);
+        if new.is_empty() { String::new() } else { format!("--- {}\n{new}\n", path.display()) }
+    };
+    paths.iter().map(end).collect()
 }
