@@ -107,7 +107,7 @@ impl Index {
         let gone: Vec<ObjectKey> = of_kind.filter(|(_, seen)| **seen != number).map(|(key, _)| key.clone()).collect();
         let mut dirty = Dirty::new();
         for key in gone {
-            dirty.append(&mut self.delete(&key));
+            dirty.extend(self.delete(&key)); // not `append`, which rebuilds the whole set each time
         }
         if version != 0 {
             self.versions.insert(kind, version);

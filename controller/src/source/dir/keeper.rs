@@ -81,7 +81,7 @@ impl Keeper {
         };
         let mut touched = BTreeSet::new();
         for (path, content) in updates {
-            touched.append(&mut self.folder.update(&path, content));
+            touched.extend(self.folder.update(&path, content)); // not `append`, which rebuilds the whole set each time
         }
         look.events = self.desk.update(&self.folder, &touched, now);
         // What is remembered of Services in a broken file waits until it is mended.
