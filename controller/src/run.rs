@@ -1,6 +1,11 @@
 //! `sheave-controller run`: puts the parts together, waits for SIGTERM, and takes them apart.
 
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,7 +21,7 @@ use crate::leader::{self, StateLock};
 use crate::logging::{self, LogLevel};
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
-use crate::serve::{self, Nodes, Server};
+use crate::serve::{self, BoundPath, Nodes, Server};
 use crate::source::dir::{DirConfig, DirSource};
 use crate::source::kube::{self, Backoff, KubeSource};
 use crate::source::{Batch, Feed, Relist, Source};
@@ -37,9 +42,27 @@ pub(crate) fn run(config: Config) -> anyhow::Result<()> {
     let workers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MAX_WORKERS));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let runtime = runtime.context("no runtime can be started")?;
-    let result = runtime.block_on(Controller::start_and_wait(config, log_level));
+    // Held until everything has ended: while streams drain, the source still reads the folder and writes the state.
+    let mut lock = None;
+    let result = runtime.block_on(async {
+        let signalled = signalled()?;
+        Controller::start_and_wait(config, log_level, signalled, &mut lock).await
+    });
     runtime.shutdown_timeout(Duration::from_secs(1));
+    drop(lock);
     result
+}
+
+/// Resolves at SIGTERM or SIGINT, which are caught from this call on.
+fn signalled() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be caught")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be caught")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 struct Controller {
@@ -47,42 +70,64 @@ struct Controller {
     tasks: Tasks,
     metrics: Arc<Metrics>,
     publisher: Arc<Publisher>,
+    nodes: Arc<Nodes>,
     relist: Arc<Relist>,
     stop: watch::Sender<bool>,
     /// Closes when everything that has to end in order has ended: each part holds a clone.
     serving: mpsc::Sender<()>,
+    /// The unix sockets' files.
+    bound: Vec<BoundPath>,
+    /// Another controller has the state folder.
+    waiting: Arc<AtomicBool>,
+}
+
+/// The index task's ends of what the source and the admin page write to, and the source's own end.
+struct Inlet {
+    feed: Feed,
+    batches: mpsc::Receiver<Batch>,
+    asked: mpsc::Receiver<Question>,
 }
 
 impl Controller {
-    async fn start_and_wait(config: Config, log_level: LogLevel) -> anyhow::Result<()> {
-        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be caught")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be caught")?;
+    /// Nothing is bound and nothing runs yet. `serving` closes once everything has ended.
+    fn new(config: Config, serving: mpsc::Sender<()>) -> (Self, Inlet, mpsc::Sender<Question>) {
+        let metrics = Arc::new(Metrics::new());
+        let (feed, batches, relist) = Feed::new(metrics.clone());
+        let (questions, asked) = mpsc::channel(QUESTIONS);
+        let controller = Self {
+            tasks: Tasks::new(metrics.clone()),
+            publisher: Arc::new(Publisher::new(metrics.clone())),
+            nodes: Arc::new(Nodes::new(metrics.clone())),
+            relist,
+            stop: watch::Sender::new(false),
+            serving,
+            bound: Vec::new(),
+            waiting: Arc::default(),
+            metrics,
+            config,
+        };
+        (controller, Inlet { feed, batches, asked }, questions)
+    }
+
+    /// Runs until `signalled`. A state folder that is used is locked by `lock` then, for the caller to hold to the end.
+    async fn start_and_wait(
+        config: Config,
+        log_level: LogLevel,
+        signalled: impl Future<Output = ()>,
+        lock: &mut Option<StateLock>,
+    ) -> anyhow::Result<()> {
         info!(version = env!("CARGO_PKG_VERSION"), config = %serde_json::to_string(&config)?, "starting");
         // Fails only if a provider is installed already, and then there is one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         std::fs::create_dir_all(&config.state_dir)
             .with_context(|| format!("--state-dir {}: can't be made", config.state_dir.display()))?;
 
-        let metrics = Arc::new(Metrics::new());
-        let (feed, batches, relist) = Feed::new(metrics.clone());
-        let (questions, asked) = mpsc::channel(QUESTIONS);
         let (serving, mut served) = mpsc::channel(1);
-        let mut controller = Self {
-            tasks: Tasks::new(metrics.clone()),
-            publisher: Arc::new(Publisher::new(metrics.clone())),
-            relist,
-            stop: watch::Sender::new(false),
-            serving,
-            metrics,
-            config,
-        };
-        controller.serve(questions, log_level).await?;
-        let socket = controller.config.socket.clone();
-        let admin_socket = controller.config.admin_socket.clone();
+        let (mut controller, inlet, questions) = Self::new(config, serving);
+        let admin = controller.admin(questions, log_level);
         let result = tokio::select! {
-            error = controller.work(feed, batches, asked) => Err(error),
-            _ = terminate.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
+            result = controller.work(admin, inlet, lock) => result.map(|never| match never {}),
+            () = signalled => Ok(()),
         };
         info!("ending");
         controller.stop.send_replace(true);
@@ -90,40 +135,71 @@ impl Controller {
         if tokio::time::timeout(DRAIN, served.recv()).await.is_err() {
             warn!("some streams haven't ended in time and are cut");
         }
-        for path in [socket, admin_socket].into_iter().flatten() {
-            // Gone already, or replaced on the next start.
-            let _ = std::fs::remove_file(path);
-        }
+        controller.bound.into_iter().for_each(BoundPath::remove);
         result
     }
 
-    /// Binds everything and starts to serve: discovery answers once the source has been listed.
-    async fn serve(&mut self, questions: mpsc::Sender<Question>, log_level: LogLevel) -> anyhow::Result<()> {
-        let nodes = Arc::new(Nodes::new(self.metrics.clone()));
+    fn admin(&self, questions: mpsc::Sender<Question>, log_level: LogLevel) -> Arc<Admin> {
+        Arc::new(Admin {
+            config: self.config.clone(),
+            metrics: self.metrics.clone(),
+            publisher: self.publisher.clone(),
+            nodes: self.nodes.clone(),
+            questions,
+            log_level,
+            stopping: self.stop.subscribe(),
+            waiting: self.waiting.clone(),
+        })
+    }
+
+    /// Serves and reads the source until something fails that can't be mended. What another controller of the same state
+    /// folder may be using (unix sockets, the discovery port) is bound once it has ended.
+    async fn work(
+        &mut self,
+        admin: Arc<Admin>,
+        inlet: Inlet,
+        lock: &mut Option<StateLock>,
+    ) -> anyhow::Result<Infallible> {
+        if let Some(address) = self.config.admin {
+            let listener = TcpListener::bind(address).await;
+            let failed = || format!("--admin {address}: can't be bound; free the address or give another");
+            let (listener, admin) = (Arc::new(listener.with_context(failed)?), admin.clone());
+            self.tasks.restarting("admin", move || admin::serve_tcp(admin.clone(), listener.clone()));
+        }
+        if matches!(self.config.source, SourceConfig::Dir { .. }) {
+            self.waiting.store(true, Ordering::Relaxed);
+            *lock = Some(StateLock::wait(&self.config.state_dir).await?);
+            self.waiting.store(false, Ordering::Relaxed);
+            self.metrics.leader.set(1);
+        }
+        self.serve(admin).await?;
+        match self.config.source.clone() {
+            SourceConfig::Kube { kubeconfig, lease_namespace } => {
+                let client = kube::client(kubeconfig.as_deref()).await?;
+                self.campaign(client.clone(), lease_namespace);
+                let source = KubeSource::new(client);
+                self.read(move || source.clone(), inlet).await
+            }
+            SourceConfig::Dir { path, service_cidrs, node_ports } => {
+                let config = DirConfig { path, state_dir: self.config.state_dir.clone(), service_cidrs, node_ports };
+                self.read(move || DirSource::new(config.clone()), inlet).await
+            }
+        }
+    }
+
+    /// Binds the rest and starts to serve: discovery answers once the source has been listed.
+    async fn serve(&mut self, admin: Arc<Admin>) -> anyhow::Result<()> {
         let server = Server {
             publisher: self.publisher.clone(),
-            nodes: nodes.clone(),
+            nodes: self.nodes.clone(),
             relist: self.relist.clone(),
             metrics: self.metrics.clone(),
             stopping: self.stop.subscribe(),
         };
-        let admin = Arc::new(Admin {
-            config: self.config.clone(),
-            metrics: self.metrics.clone(),
-            publisher: self.publisher.clone(),
-            nodes,
-            questions,
-            log_level,
-            stopping: self.stop.subscribe(),
-        });
-        if let Some(address) = self.config.admin {
-            let listener = TcpListener::bind(address).await;
-            let listener = Arc::new(listener.with_context(|| format!("--admin {address}: can't be bound"))?);
-            let admin = admin.clone();
-            self.tasks.restarting("admin", move || admin::serve_tcp(admin.clone(), listener.clone()));
-        }
         if let Some(path) = &self.config.admin_socket {
-            let listener = Arc::new(serve::bind_unix(path)?);
+            let (listener, bound) = serve::bind_unix(path)?;
+            self.bound.push(bound);
+            let listener = Arc::new(listener);
             self.tasks.restarting("admin-socket", move || admin::serve_unix(admin.clone(), listener.clone()));
         }
         if let Some(listen) = &self.config.listen {
@@ -132,66 +208,44 @@ impl Controller {
             self.tasks.fatal("discovery", until_ended(serving, &self.serving, &self.stop));
         }
         if let Some(path) = &self.config.socket {
-            let serving = serve::serve_unix(server, path)?;
+            let (listener, bound) = serve::bind_unix(path)?;
+            self.bound.push(bound);
             info!(path = %path.display(), "discovery on a unix socket");
+            let serving = serve::serve_unix(server, listener);
             self.tasks.fatal("discovery-socket", until_ended(serving, &self.serving, &self.stop));
         }
         Ok(())
     }
 
-    /// Reads the source until something fails that can't be mended, and returns what.
-    async fn work(
-        &mut self,
-        feed: Feed,
-        batches: mpsc::Receiver<Batch>,
-        asked: mpsc::Receiver<Question>,
-    ) -> anyhow::Error {
-        match self.start_source(feed, batches, asked).await {
-            // The lock is held until the program ends.
-            Ok(_lock) => self.tasks.failed().await,
-            Err(error) => error,
-        }
+    fn campaign(&mut self, client: ::kube::Client, namespace: Option<String>) {
+        let (identity, metrics) = (self.config.replica_name.clone(), self.metrics.clone());
+        let (stop, alive) = (self.stop.clone(), self.serving.clone());
+        self.tasks.restarting("leader", move || {
+            let _alive_until_the_lease_is_given_back = &alive;
+            let (client, namespace) = (client.clone(), namespace.clone());
+            leader::campaign(client, namespace, identity.clone(), metrics.clone(), stop.subscribe())
+        });
     }
 
-    async fn start_source(
+    /// Reads the source until something fails.
+    async fn read<S: Source>(
         &mut self,
-        feed: Feed,
-        batches: mpsc::Receiver<Batch>,
-        asked: mpsc::Receiver<Question>,
-    ) -> anyhow::Result<Option<StateLock>> {
-        match self.config.source.clone() {
-            SourceConfig::Kube { kubeconfig, lease_namespace } => {
-                let client = kube::client(kubeconfig.as_deref()).await?;
-                let (identity, metrics) = (self.config.replica_name.clone(), self.metrics.clone());
-                let (stop, campaigner, alive) = (self.stop.clone(), client.clone(), self.serving.clone());
-                self.tasks.restarting("leader", move || {
-                    let _alive_until_the_lease_is_given_back = &alive;
-                    let (client, namespace) = (campaigner.clone(), lease_namespace.clone());
-                    leader::campaign(client, namespace, identity.clone(), metrics.clone(), stop.subscribe())
-                });
-                let mut source = KubeSource::new(client);
-                self.start_engine(identified(&mut source).await, batches, asked);
-                self.tasks.restarting("source", move || source.clone().run(feed.clone()));
-                Ok(None)
-            }
-            SourceConfig::Dir { path, service_cidrs, node_ports } => {
-                let lock = StateLock::wait(&self.config.state_dir).await?;
-                self.metrics.leader.set(1);
-                let config = DirConfig { path, state_dir: self.config.state_dir.clone(), service_cidrs, node_ports };
-                let mut source = DirSource::new(config.clone());
-                self.start_engine(identified(&mut source).await, batches, asked);
-                self.tasks.restarting("source", move || DirSource::new(config.clone()).run(feed.clone()));
-                Ok(Some(lock))
-            }
-        }
-    }
-
-    fn start_engine(&mut self, id: String, batches: mpsc::Receiver<Batch>, asked: mpsc::Receiver<Question>) {
+        mut source: impl FnMut() -> S + Send + 'static,
+        inlet: Inlet,
+    ) -> anyhow::Result<Infallible> {
+        let mut first = source();
+        let id = tokio::select! {
+            id = identified(&mut first) => id,
+            error = self.tasks.failed() => return Err(error),
+        };
         let engine = Engine::new(id, self.publisher.clone(), self.metrics.clone());
+        let Inlet { feed, batches, asked } = inlet;
         self.tasks.fatal("index", async move {
             engine.run(batches, asked).await;
             Ok(())
         });
+        self.tasks.restarting("source", move || source().run(feed.clone()));
+        Err(self.tasks.failed().await)
     }
 }
 

@@ -5,6 +5,7 @@ mod debug;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +46,8 @@ pub(crate) struct Admin {
     pub(crate) questions: mpsc::Sender<Question>,
     pub(crate) log_level: LogLevel,
     pub(crate) stopping: watch::Receiver<bool>,
+    /// Another controller has the state folder.
+    pub(crate) waiting: Arc<AtomicBool>,
 }
 
 /// Which pages a listener has.
@@ -96,6 +99,12 @@ impl Admin {
     fn ready_page(&self) -> Page {
         if *self.stopping.borrow() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "ending\n");
+        }
+        if self.waiting.load(Ordering::Relaxed) {
+            return text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "another controller uses --state-dir; waiting for it to end\n",
+            );
         }
         if !self.publisher.is_ready() {
             return text(StatusCode::SERVICE_UNAVAILABLE, "the first full list isn't complete\n");
@@ -224,6 +233,7 @@ mod tests {
             questions,
             log_level,
             stopping,
+            waiting: Arc::default(),
         };
         (admin, stop)
     }
@@ -238,6 +248,9 @@ mod tests {
     async fn ready_follows_the_first_list_and_the_end() {
         let (admin, stop) = admin();
         assert_eq!(get(&admin, Scope::Public, "/readyz").await.0, 503);
+        admin.waiting.store(true, Ordering::Relaxed);
+        assert!(get(&admin, Scope::Public, "/readyz").await.1.contains("--state-dir"));
+        admin.waiting.store(false, Ordering::Relaxed);
         let standing = Standing { ready: true, ..admin.publisher.standing() };
         admin.publisher.publish(Vec::new(), 0, standing);
         assert_eq!(get(&admin, Scope::Public, "/readyz").await.0, 200);

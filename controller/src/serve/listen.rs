@@ -1,9 +1,7 @@
-//! The two ways in: TLS on an address, and a unix socket.
+//! The two ways in: TLS on an address, and a unix socket (`unix` binds it).
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -75,35 +73,13 @@ pub(crate) async fn serve_tls(
     }))
 }
 
-/// Binds at once, then serves on a unix socket until the program ends. Whoever may open the file is trusted.
+/// Serves on a unix socket until the program ends. Whoever may open its file is trusted.
 pub(crate) fn serve_unix(
     server: Server,
-    path: &Path,
-) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + Send + use<>> {
-    let incoming = UnixListenerStream::new(bind_unix(path)?);
+    listener: UnixListener,
+) -> impl Future<Output = anyhow::Result<()>> + Send + use<> {
+    let incoming = UnixListenerStream::new(listener);
     let end = stopped(server.clone());
     let router = transport().add_service(service(server));
-    Ok(async move {
-        router.serve_with_incoming_shutdown(incoming, end).await.context("discovery on the unix socket failed")
-    })
-}
-
-/// Binds a unix socket of mode 0600 in place of whatever a killed run left: under another name first, so that the path never
-/// names a socket that others may open.
-pub(crate) fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
-    let failed = || format!("unix socket {}: can't be bound (its path may have at most 103 bytes)", path.display());
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).with_context(failed)?;
-    }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = Path::new(&beside);
-    match std::fs::remove_file(beside) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(failed),
-        _ => {}
-    }
-    let listener = UnixListener::bind(beside).with_context(failed)?;
-    std::fs::set_permissions(beside, std::fs::Permissions::from_mode(0o600)).with_context(failed)?;
-    std::fs::rename(beside, path).with_context(failed)?;
-    Ok(listener)
+    async move { router.serve_with_incoming_shutdown(incoming, end).await.context("discovery on the unix socket failed") }
 }

@@ -9,6 +9,7 @@ mod stream;
 mod tests;
 #[cfg(test)]
 mod tls_tests;
+mod unix;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +21,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use self::auth::Peer;
-pub(crate) use self::listen::{bind_unix, serve_tls, serve_unix};
+pub(crate) use self::listen::{serve_tls, serve_unix};
 pub(crate) use self::nodes::Nodes;
+pub(crate) use self::unix::{BoundPath, bind_unix};
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::source::Relist;

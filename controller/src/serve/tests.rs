@@ -20,7 +20,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
 
 use super::stream::IN_FLIGHT;
-use super::{Nodes, Server, serve_unix};
+use super::{Nodes, Server, bind_unix, serve_unix};
 use crate::metrics::Metrics;
 use crate::publish::{Change, Lists, Publisher, Standing};
 use crate::source::Relist;
@@ -54,7 +54,7 @@ impl World {
             metrics: world.metrics.clone(),
             stopping: world.stop.subscribe(),
         };
-        tokio::spawn(serve_unix(server, &world.path).unwrap());
+        tokio::spawn(serve_unix(server, bind_unix(&world.path).unwrap().0));
         world
     }
 
