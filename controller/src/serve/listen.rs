@@ -60,10 +60,14 @@ pub(crate) async fn serve_tls(
         .identity(identity)
         .client_ca_root(Certificate::from_pem(read("ca.crt")?))
         .timeout(HANDSHAKE_TIMEOUT);
-    let unusable = |error| ConfigError(format!("--tls-dir {}: {error:?}", config.tls_dir.display()));
+    let unusable = |error: tonic::transport::Error| {
+        let (dir, error) = (config.tls_dir.display(), anyhow::Error::from(error));
+        ConfigError(format!("--tls-dir {dir}: its files can't be used: {error:#}; make them anew with `init`"))
+    };
     let mut transport = transport().tls_config(tls).map_err(unusable)?;
     let listener = TcpListener::bind(config.address).await;
-    let listener = listener.with_context(|| format!("--listen {}: can't be bound", config.address))?;
+    let listener = listener
+        .with_context(|| format!("--listen {}: can't be bound; free the address or give another", config.address))?;
     let address = listener.local_addr().context("the listener has no address")?;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let end = stopped(server.clone());
