@@ -11,7 +11,7 @@ use sheave_index::Kind;
 use super::desk::Desk;
 use super::fault::Fault;
 use super::folder::{Content, Folder};
-use super::scan::{self, Print};
+use super::scan::{self, Found, Print};
 use super::state::StateFile;
 use super::watch::Changes;
 use crate::source::Event;
@@ -42,8 +42,10 @@ pub(super) struct Keeper {
     pub(super) desk: Desk,
     file: StateFile,
     prints: HashMap<String, Print>,
-    /// What the last look at everything left out.
-    left_out: Option<Fault>,
+    /// What the last look at everything left out, or could not look at.
+    left_out: Vec<Fault>,
+    /// It could not look at something.
+    unseen: bool,
     /// What is wrong with the folder itself, or with the state's.
     own: Vec<Fault>,
     lines: BTreeSet<String>,
@@ -58,7 +60,8 @@ impl Keeper {
             desk,
             file,
             prints: HashMap::new(),
-            left_out: None,
+            left_out: Vec::new(),
+            unseen: false,
             own: Vec::new(),
             lines: BTreeSet::new(),
             looked: false,
@@ -84,8 +87,8 @@ impl Keeper {
             touched.extend(self.folder.update(&path, content)); // not `append`, which rebuilds the whole set each time
         }
         look.events = self.desk.update(&self.folder, &touched, now);
-        // What is remembered of Services in a broken file waits until it is mended.
-        if !self.looked && !look.lost && !self.folder.is_broken() {
+        // What is remembered of Services that may be in what can't be read waits until it is mended.
+        if !self.looked && !look.lost && !self.unseen && !self.folder.is_broken() {
             self.looked = true;
             self.desk.forget_absent(&self.folder);
         }
@@ -120,9 +123,8 @@ impl Keeper {
         let mut gone: BTreeSet<String> = BTreeSet::new();
         if changes.everything {
             let found = scan::walk(&self.root)?;
-            let message = format!("{} files or folders are beyond what is read", found.left_out);
-            let fault = self.fault(message, "have fewer files, or fewer folders inside each other");
-            self.left_out = Some(fault).filter(|_| found.left_out > 0);
+            self.left_out = self.incomplete(&found);
+            self.unseen = !found.unseen.is_empty();
             for (path, print) in &found.files {
                 let known = self.prints.get(path);
                 // Somebody may be half-way through a file that is the same one and was modified just now; whoever writes
@@ -132,8 +134,7 @@ impl Keeper {
                     wanted.insert(path.clone());
                 }
             }
-            gone =
-                self.folder.paths().filter(|path| !found.files.contains_key(&***path)).map(|p| p.to_string()).collect();
+            gone = self.folder.paths().filter(|path| found.is_gone(path)).map(|path| path.to_string()).collect();
             look.dirs = Some(found.dirs);
         } else {
             // A file that is gone says nothing when the folder is gone with it.
@@ -154,6 +155,24 @@ impl Keeper {
         }
         self.wait_for_the_rest(&updates)?;
         Ok(updates)
+    }
+
+    /// What is wrong with a look at everything.
+    fn incomplete(&self, found: &Found) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if found.left_out > 0 {
+            let message = format!("{} files or folders are beyond what is read", found.left_out);
+            faults.push(self.fault(message, "have fewer files, or fewer folders inside each other"));
+        }
+        if let Some((path, error)) = found.unseen.first_key_value() {
+            let more = match found.unseen.len() - 1 {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            let message = format!("{path:?} can't be looked at: {error}{more}");
+            faults.push(self.fault(message, "let the controller read it; objects it gave before stay"));
+        }
+        faults
     }
 
     /// Whoever removes the folder removes its files first. When the last of them go, the folder may be about to.

@@ -64,30 +64,71 @@ pub(super) struct Found {
     pub(super) dirs: BTreeSet<PathBuf>,
     /// Files or folders beyond the limits.
     pub(super) left_out: usize,
+    /// What could not be looked at though it is there, by path from the folder (empty: a part of the folder itself), and
+    /// why. Nobody knows whether what is below is gone.
+    pub(super) unseen: BTreeMap<String, String>,
+}
+
+impl Found {
+    /// Whether a path that was not found is really not there.
+    pub(super) fn is_gone(&self, path: &str) -> bool {
+        let above = path.match_indices('/').map(|(at, _)| &path[..at]);
+        let hidden = above.chain(["", path]).any(|prefix| self.unseen.contains_key(prefix));
+        !self.files.contains_key(path) && !hidden
+    }
+
+    fn note(&mut self, root: &Path, path: &Path, error: &io::Error) {
+        // What is gone since it was listed, and a link that leads nowhere, is not there.
+        if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) {
+            let inside = path.strip_prefix(root).unwrap_or(path);
+            self.unseen.insert(inside.to_string_lossy().into_owned(), error.to_string());
+        }
+    }
 }
 
 /// Looks at a folder and everything in it.
 ///
 /// # Errors
-/// When the folder itself can't be listed; what can't be listed inside it is passed over, and found at the next look.
+/// When the folder itself can't be listed; what can't be looked at inside it is noted as unseen.
 pub(super) fn walk(root: &Path) -> io::Result<Found> {
     let mut found = Found::default();
     let entries = fs::read_dir(root)?;
     found.dirs.insert(root.to_owned());
-    list(root, entries, 0, &mut found);
+    list(root, root, entries, 0, &mut found);
     Ok(found)
 }
 
-fn list(root: &Path, entries: fs::ReadDir, depth: usize, found: &mut Found) {
-    for path in entries.flatten().map(|entry| entry.path()).filter(|path| !is_hidden(path)) {
-        // Through links, as ConfigMaps need; one that leads nowhere is passed over.
-        let Ok(meta) = fs::metadata(&path) else { continue };
+fn list(root: &Path, dir: &Path, entries: fs::ReadDir, depth: usize, found: &mut Found) {
+    for entry in entries {
+        let path = match entry {
+            Ok(entry) => entry.path(),
+            Err(error) => {
+                found.note(root, dir, &error);
+                continue;
+            }
+        };
+        if is_hidden(&path) {
+            continue;
+        }
+        // Through links, as ConfigMaps need.
+        let meta = match fs::metadata(&path) {
+            Ok(meta) => meta,
+            Err(error) => {
+                found.note(root, &path, &error);
+                continue;
+            }
+        };
         if meta.is_dir() {
             if depth >= MAX_DEPTH || found.dirs.len() >= MAX_FILES {
                 found.left_out += 1;
-            } else if let Ok(entries) = fs::read_dir(&path) {
-                found.dirs.insert(path.clone());
-                list(root, entries, depth + 1, found);
+                continue;
+            }
+            match fs::read_dir(&path) {
+                Ok(entries) => {
+                    found.dirs.insert(path.clone());
+                    list(root, &path, entries, depth + 1, found);
+                }
+                Err(error) => found.note(root, &path, &error),
             }
         } else if let Some(name) = name_of(root, &path).filter(|_| meta.is_file()) {
             if found.files.len() >= MAX_FILES {

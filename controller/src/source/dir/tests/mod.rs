@@ -3,6 +3,7 @@
 mod admission;
 mod disk;
 mod documents;
+mod looks;
 mod property;
 
 use std::collections::{BTreeMap, BTreeSet};
