@@ -134,8 +134,11 @@ impl Task {
         while look.lost {
             self.report(&look);
             self.feed.listed(problems(&mut look)).await?;
-            tokio::time::sleep(LOOK_FOR).await;
-            look = self.look(Changes { everything: true, ..Changes::default() }).await;
+            while !self.keeper().is_there() {
+                tokio::time::sleep(LOOK_FOR).await;
+            }
+            let changes = self.settle().await;
+            look = self.look(changes).await;
         }
         self.report(&look);
         tracing::info!(objects = self.keeper().len(), "the folder is read");
@@ -202,20 +205,29 @@ impl Task {
         self.feed.send(Batch { events: look.events, observed_unix_nanos }).await
     }
 
-    /// Waits until a folder that came back has been left alone for a moment.
+    /// Waits until a folder that came, or came back, has been left alone for a moment. Returns what has changed meanwhile.
     async fn settle(&mut self) -> Changes {
         let deadline = Instant::now() + 10 * SETTLE;
-        let dirs = self.keeper().dirs();
-        self.follow(&dirs);
-        while let Some(watcher) = &mut self.watcher
-            && Instant::now() < deadline
-        {
+        let mut all = Changes { everything: true, ..Changes::default() };
+        let mut grown = true;
+        while Instant::now() < deadline {
+            if grown {
+                let dirs = self.keeper().dirs();
+                self.follow(&dirs);
+            }
+            let Some(watcher) = &mut self.watcher else {
+                tokio::time::sleep(SETTLE).await;
+                break;
+            };
             match tokio::time::timeout(SETTLE, watcher.next()).await {
-                Ok(Ok(_)) => {}
+                Ok(Ok(mut changes)) => {
+                    grown = changes.everything;
+                    all.files.append(&mut changes.files);
+                }
                 Ok(Err(_)) | Err(_) => break,
             }
         }
-        Changes { everything: true, ..Changes::default() }
+        all
     }
 
     /// Looks until the folders that are watched are those that were looked at.

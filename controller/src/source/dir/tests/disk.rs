@@ -248,3 +248,24 @@ async fn a_folder_that_is_removed_with_its_files_keeps_its_last_state() {
     run.until("a line about it", |run| !run.problems.is_empty()).await;
     assert_eq!(run.services(), 10);
 }
+
+#[tokio::test]
+async fn a_folder_that_appears_late_is_listed_when_it_is_copied() {
+    let (top, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let root = top.path().join("folder");
+    let mut run = Running::start(&root, state.path());
+    run.until("a line about it", |run| !run.problems.is_empty()).await;
+    let copying = root.clone();
+    let copy = tokio::spawn(async move {
+        fs::create_dir(&copying).unwrap();
+        for n in 1..=12_u8 {
+            let dir = copying.join(format!("d{}", n / 4));
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(format!("{n}.yaml")), with_ip(&format!("s{n}"), n)).unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    run.until("the first lists", |run| run.ended == Kind::ALL).await;
+    assert_eq!(run.services(), 12, "nothing that was on its way is missing");
+    copy.await.unwrap();
+}
