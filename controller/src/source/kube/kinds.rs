@@ -16,6 +16,10 @@ pub(super) trait Watched:
 {
     const KIND: Kind;
 
+    /// Whether there are API servers that don't have it, which then means that there is nothing of it. Of the other kinds an
+    /// answer of 404 is a failure: whoever believed it would take everything away.
+    const OPTIONAL: bool = matches!(Self::KIND, Kind::ServiceCidr);
+
     /// What is read of it.
     fn facts(&self, strings: &mut Strings) -> Result<Object, BadObject>;
 }

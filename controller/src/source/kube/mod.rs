@@ -5,6 +5,8 @@
 
 mod backoff;
 mod kinds;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::path::Path;

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use kube::core::Status;
 use kube::{Client, Error};
-use sheave_index::{ObjectKey, Strings};
+use sheave_index::{Kind, ObjectKey, Strings};
 use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
@@ -28,6 +29,18 @@ const STEADY: Duration = Duration::from_secs(1);
 /// Every so many failures in a row are logged, so that an absent API server doesn't fill the log.
 const LOG_EVERY: u32 = 10;
 
+/// A kind that the API server doesn't have is looked for this often.
+const LOOK_FOR: Duration = Duration::from_secs(60);
+
+/// What came of a list.
+enum Listed {
+    /// Complete, at this version.
+    At(String),
+    /// The API server doesn't have the kind: there is nothing of it.
+    Absent,
+    Failed(Error),
+}
+
 /// Why a kind is listed again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Again {
@@ -39,16 +52,22 @@ enum Again {
 
 /// Watches one kind until the index task has ended.
 pub(super) async fn run<K: Watched>(client: Client, feed: Feed) -> Closed {
-    let mut kind = Watch { api: Api::<K>::all(client), feed, strings: Strings::default(), backoff: Backoff::default() };
+    let (strings, backoff) = (Strings::default(), Backoff::default());
+    let mut kind = Watch { api: Api::<K>::all(client), feed, strings, backoff, absent: false };
     loop {
         let listed = match kind.list().await {
-            Ok(Ok(version)) => version,
-            Ok(Err(error)) => {
+            Ok(Listed::At(version)) => version,
+            Ok(Listed::Absent) => {
+                kind.look_for().await;
+                continue;
+            }
+            Ok(Listed::Failed(error)) => {
                 kind.failed("list", &error).await;
                 continue;
             }
             Err(closed) => return closed,
         };
+        kind.absent = false;
         match kind.follow(listed).await {
             Ok(again) => {
                 kind.feed.metrics.relists.with_label_values(&[K::KIND.as_str()]).inc();
@@ -64,22 +83,23 @@ struct Watch<K> {
     feed: Feed,
     strings: Strings,
     backoff: Backoff,
+    /// The API server doesn't have the kind, and that has been said.
+    absent: bool,
 }
 
 impl<K: Watched> Watch<K> {
-    /// Lists everything, page by page, from the newest state (no resourceVersion: a consistent read). Returns its version.
-    async fn list(&mut self) -> Result<Result<String, Error>, Closed> {
+    /// Lists everything, page by page, from the newest state (no resourceVersion: a consistent read).
+    async fn list(&mut self) -> Result<Listed, Closed> {
         self.feed.listed(vec![Event::BeginResync(K::KIND)]).await?;
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let page = match self.api.list(&params).await {
                 Ok(page) => page,
-                // An API server that doesn't have the kind has none of it.
-                Err(error) if status(&error) == Some(404) => {
+                Err(error) if K::OPTIONAL && status(&error) == Some(404) => {
                     self.feed.listed(vec![Event::EndResync(K::KIND, 0)]).await?;
-                    return Ok(Err(error));
+                    return Ok(Listed::Absent);
                 }
-                Err(error) => return Ok(Err(error)),
+                Err(error) => return Ok(Listed::Failed(error)),
             };
             let mut events: Vec<Event> = page.items.iter().filter_map(|object| self.apply(object)).collect();
             let version = page.metadata.resource_version.unwrap_or_default();
@@ -87,9 +107,20 @@ impl<K: Watched> Watch<K> {
             if params.continue_token.is_none() {
                 events.push(Event::EndResync(K::KIND, number(&version)));
                 self.feed.listed(events).await?;
-                return Ok(Ok(version));
+                return Ok(Listed::At(version));
             }
             self.feed.listed(events).await?;
+        }
+    }
+
+    /// Says once that the API server doesn't have the kind, and waits before the next look.
+    async fn look_for(&mut self) {
+        if !std::mem::replace(&mut self.absent, true) {
+            info!(kind = %K::KIND, "the API server doesn't have this kind; going on without it, looking again now and then");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_FOR) => {}
+            () = self.feed.relist_wanted(K::KIND) => {}
         }
     }
 
@@ -123,8 +154,13 @@ impl<K: Watched> Watch<K> {
                 Ok(()) => self.backoff.wait().await,
                 Err(error) if status(&error) == Some(410) => {
                     self.feed.metrics.watch_errors.with_label_values(&[K::KIND.as_str()]).inc();
+                    // A server whose fresh list is gone at once would be listed without end.
+                    if lasted < STEADY {
+                        self.backoff.wait().await;
+                    }
                     return Ok(Again::Gone);
                 }
+                Err(error) if K::OPTIONAL && status(&error) == Some(404) => return Ok(Again::Gone),
                 Err(error) => self.failed("watch", &error).await,
             }
         }
@@ -144,6 +180,7 @@ impl<K: Watched> Watch<K> {
                 match event {
                     Ok(WatchEvent::Error(status)) => failed = Some(Error::Api(status)),
                     Ok(event) => newest = self.convert(event, &mut batch).or(newest),
+                    Err(error) if is_unreadable(&error) => self.unreadable(&error),
                     Err(error) => failed = Some(error),
                 }
                 if failed.is_some() {
@@ -198,6 +235,13 @@ impl<K: Watched> Watch<K> {
         }
     }
 
+    /// One object that isn't of its kind's form spares the others. What is known of it stays.
+    fn unreadable(&self, error: &Error) {
+        let error = error as &dyn std::error::Error;
+        self.feed.metrics.objects_rejected.with_label_values(&[K::KIND.as_str()]).inc();
+        warn!(kind = %K::KIND, error, "an event of the watch can't be read and is passed over; mend the object it is about");
+    }
+
     /// Counts a failure, says so now and then, and waits before the next try.
     async fn failed(&mut self, doing: &'static str, error: &Error) {
         self.feed.metrics.watch_errors.with_label_values(&[K::KIND.as_str()]).inc();
@@ -207,6 +251,16 @@ impl<K: Watched> Watch<K> {
             warn!(kind = %K::KIND, doing, error, tries, "the API server can't be read; serving what is known, trying on");
         }
         self.backoff.wait().await;
+    }
+}
+
+/// Whether a line of a watch is no event of the kind. The client then tries to read it as a Status, all fields of which are
+/// optional, so that a whole event whose object can't be read becomes a Status that says nothing.
+fn is_unreadable(error: &Error) -> bool {
+    match error {
+        Error::SerdeError(_) => true,
+        Error::Api(status) => **status == Status::default(),
+        _ => false,
     }
 }
 
