@@ -76,7 +76,10 @@ impl Admin {
             (&Method::GET, "/debug/services", Scope::Full) => {
                 match debug::services(&self.publisher, &self.questions).await {
                     Some(page) => json(&page),
-                    None => text(StatusCode::SERVICE_UNAVAILABLE, "the source isn't being read yet\n"),
+                    None => text(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "the source isn't being read yet, or the index is busy; try again\n",
+                    ),
                 }
             }
             (&Method::PUT, "/log-level", Scope::Full) => self.set_log_level(query),
@@ -272,6 +275,15 @@ mod tests {
         assert_eq!(put(Scope::Full, "filter=a=b=c").await.status(), 400);
         assert_eq!(put(Scope::Full, "").await.status(), 400);
         assert!(get(&admin, Scope::Public, "/metrics").await.1.contains("sheave_subscribers 0"));
+    }
+
+    #[tokio::test]
+    async fn a_page_that_nobody_answers_for_says_so() {
+        let (mut admin, _stop) = admin();
+        let (questions, _unread) = mpsc::channel(1);
+        admin.questions = questions;
+        let page = tokio::time::timeout(Duration::from_secs(20), get(&admin, Scope::Full, "/debug/services")).await;
+        assert_eq!(page.expect("it doesn't hang").0, 503);
     }
 
     #[test]
