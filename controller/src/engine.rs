@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use sheave_api::{Encoded, MAX_RESOURCE_BYTES, encode_resource};
 use sheave_index::{Condition, Index, Kind};
@@ -41,6 +42,7 @@ pub(crate) struct Engine {
     metrics: Arc<Metrics>,
     source: String,
     lists: BTreeMap<Kind, Lists>,
+    heard: BTreeMap<Kind, Instant>,
     problems: Vec<String>,
     ready: bool,
 }
@@ -48,8 +50,8 @@ pub(crate) struct Engine {
 impl Engine {
     /// For a source with this id.
     pub(crate) fn new(source: String, publisher: Arc<Publisher>, metrics: Arc<Metrics>) -> Self {
-        let (index, lists, problems) = (Index::default(), BTreeMap::new(), Vec::new());
-        Self { index, publisher, metrics, source, lists, problems, ready: false }
+        let (lists, heard, problems) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        Self { index: Index::default(), publisher, metrics, source, lists, heard, problems, ready: false }
     }
 
     /// Runs until the source has ended.
@@ -75,8 +77,9 @@ impl Engine {
 
     fn take_in(&mut self, batches: &mut Vec<Batch>) {
         let observed = batches.iter().map(|batch| batch.observed_unix_nanos).max().unwrap_or_default();
-        let mut dirty = BTreeSet::new();
+        let (mut dirty, now) = (BTreeSet::new(), Instant::now());
         for event in batches.drain(..).flat_map(|batch| batch.events) {
+            self.hear(&event, now);
             dirty.extend(self.apply(event)); // not `append`, which rebuilds the whole set each time
         }
         let was_ready = self.ready;
@@ -90,11 +93,24 @@ impl Engine {
             info!(resources = changes.len(), source = self.source, "everything has been listed once; serving");
         }
         let view = View { source: self.source.clone(), versions: self.index.view() };
-        let standing = Standing { ready: self.ready, view, lists: self.lists.clone() };
+        let standing = Standing { ready: self.ready, view, lists: self.lists.clone(), heard: self.heard.clone() };
         // The first list says nothing about latency, whatever came with it.
         let observed = if was_ready { observed } else { 0 };
         self.publisher.publish(changes, observed, standing);
         self.report();
+    }
+
+    /// Notes of which kinds an event proves that the source was heard from.
+    fn hear(&mut self, event: &Event, now: Instant) {
+        let kind = match event {
+            Event::Apply(object) => object.key.kind,
+            Event::Delete(key) => key.kind,
+            Event::EndResync(kind, _) | Event::Seen(kind, _) | Event::Heard(Some(kind)) => *kind,
+            Event::Heard(None) => return self.heard.extend(Kind::ALL.map(|kind| (kind, now))),
+            // A list that begins was only asked for.
+            Event::BeginResync(_) | Event::Problems(_) => return,
+        };
+        self.heard.insert(kind, now);
     }
 
     fn apply(&mut self, event: Event) -> BTreeSet<ResourceKey> {
@@ -111,7 +127,7 @@ impl Engine {
                 return self.index.end_resync(kind, version);
             }
             Event::Seen(kind, version) => self.index.seen(kind, version),
-            Event::Heard => {}
+            Event::Heard(_) => {}
             Event::Problems(mut problems) => {
                 problems.truncate(MAX_PROBLEMS);
                 self.problems = problems;
@@ -152,6 +168,8 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::source::Feed;
 
@@ -183,5 +201,25 @@ mod tests {
         assert_eq!(answer.await.unwrap().problems.len(), 1);
         drop(feed);
         task.await.unwrap();
+    }
+
+    #[test]
+    fn the_view_is_as_old_as_its_oldest_kind() {
+        let metrics = Arc::new(Metrics::new());
+        let publisher = Arc::new(Publisher::new(metrics.clone()));
+        let mut engine = Engine::new("id".into(), publisher.clone(), metrics);
+        let mut take = |event| engine.take_in(&mut vec![Batch { events: vec![event], observed_unix_nanos: 0 }]);
+        let age = || publisher.read(|_, _, age| age);
+        let pause = Duration::from_millis(30);
+        std::thread::sleep(pause);
+        take(Event::Heard(None));
+        assert!(age() < pause, "everything was heard of");
+        std::thread::sleep(pause);
+        take(Event::Heard(Some(Kind::Pod)));
+        assert!(age() >= pause, "the other kinds may stand still");
+        Kind::ALL.into_iter().for_each(|kind| take(Event::BeginResync(kind)));
+        assert!(age() >= pause, "a question is no answer");
+        Kind::ALL.into_iter().for_each(|kind| take(Event::EndResync(kind, 1)));
+        assert!(age() < pause);
     }
 }

@@ -29,13 +29,31 @@ pub(crate) struct Standing {
     pub(crate) ready: bool,
     pub(crate) view: View,
     pub(crate) lists: BTreeMap<Kind, Lists>,
+    /// When each kind was last heard of.
+    pub(crate) heard: BTreeMap<Kind, Instant>,
+}
+
+impl Standing {
+    /// Nothing has been listed.
+    pub(crate) fn new() -> Self {
+        Self { ready: false, view: View::default(), lists: BTreeMap::new(), heard: BTreeMap::new() }
+    }
 }
 
 #[derive(Debug)]
 struct State {
     catalog: Catalog,
     standing: Standing,
-    heard: Instant,
+    /// What was never heard of is as old as this.
+    started: Instant,
+}
+
+impl State {
+    /// The age of the view: of its oldest kind.
+    fn age(&self) -> Duration {
+        let heard = |kind: &Kind| self.standing.heard.get(kind).unwrap_or(&self.started).elapsed();
+        Kind::ALL.iter().map(heard).max().unwrap_or_default()
+    }
 }
 
 /// Shared by the index task, which writes, and by subscribers and the admin pages, which read.
@@ -51,8 +69,7 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        let standing = Standing { ready: false, view: View::default(), lists: BTreeMap::new() };
-        let state = State { catalog: Catalog::default(), standing, heard: Instant::now() };
+        let state = State { catalog: Catalog::default(), standing: Standing::new(), started: Instant::now() };
         Self { state: Mutex::new(state), changes: watch::Sender::new(0), views: watch::Sender::new(0), metrics }
     }
 
@@ -67,7 +84,6 @@ impl Publisher {
             let mut state = self.lock();
             let changed = state.catalog.apply(changes, observed);
             state.standing = standing;
-            state.heard = Instant::now();
             if changed > 0 {
                 self.metrics.catalog_resources.set(state.catalog.len().try_into().unwrap_or(i64::MAX));
             }
@@ -83,7 +99,7 @@ impl Publisher {
     /// Reads the catalog, and the view it was computed from with its age: one consistent moment.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Catalog, &View, Duration) -> T) -> T {
         let state = self.lock();
-        read(&state.catalog, &state.standing.view, state.heard.elapsed())
+        read(&state.catalog, &state.standing.view, state.age())
     }
 
     pub(crate) fn standing(&self) -> Standing {

@@ -124,7 +124,7 @@ mod tests {
 
     fn standing(pods: u64, begun: u64, ended: u64) -> Standing {
         let lists = [(Kind::Pod, Lists { begun, ended })].into();
-        Standing { ready: true, view: view("a", pods), lists }
+        Standing { ready: true, view: view("a", pods), lists, ..Standing::new() }
     }
 
     #[test]

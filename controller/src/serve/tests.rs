@@ -60,7 +60,11 @@ impl World {
 
     fn publish(&self, version: u64, changes: Vec<Change>) {
         let lists = Kind::ALL.into_iter().map(|kind| (kind, Lists { begun: 1, ended: 1 })).collect();
-        self.publisher.publish(changes, version, Standing { ready: true, view: view(version), lists });
+        self.publisher.publish(
+            changes,
+            version,
+            Standing { ready: true, view: view(version), lists, ..Standing::new() },
+        );
     }
 
     async fn subscribe(&self, held: &BTreeMap<ResourceKey, ContentHash>, at: View) -> Proxy {

@@ -35,8 +35,8 @@ pub(crate) enum Event {
     EndResync(Kind, u64),
     /// A version was reached without a change of an object that we hold: a bookmark, or the version of a deletion.
     Seen(Kind, u64),
-    /// The source was heard from, nothing has changed.
-    Heard,
+    /// The source was heard from about this kind, or (`None`) about every one; nothing has changed.
+    Heard(Option<Kind>),
     /// Everything that is wrong at the source itself and belongs to no object (a file that can't be read, a document of an
     /// unknown kind), replacing what was said before: one line each, with place and remedy. Shown in /debug/services; the
     /// source logs and counts them.

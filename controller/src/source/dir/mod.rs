@@ -194,13 +194,13 @@ impl Task {
         let observed_unix_nanos = unix_nanos();
         if self.lost && !self.keeper().is_there() {
             // Still gone: nothing to say that has not been said.
-            return self.feed.listed(vec![Event::Heard]).await;
+            return self.feed.listed(vec![Event::Heard(None)]).await;
         }
         let changes = if self.lost { self.settle().await } else { changes };
         let mut look = self.look(changes).await;
         self.report(&look);
-        if look.events.is_empty() {
-            look.events.push(Event::Heard);
+        if !look.lost {
+            look.events.push(Event::Heard(None));
         }
         self.feed.send(Batch { events: look.events, observed_unix_nanos }).await
     }

@@ -136,7 +136,7 @@ impl<K: Watched> Watch<K> {
             let since = Instant::now();
             let ended = match opened {
                 Ok(stream) => {
-                    self.feed.send_heard().await?;
+                    self.feed.send_heard(K::KIND).await?;
                     let events = std::pin::pin!(stream.ready_chunks(TOGETHER));
                     tokio::select! {
                         ended = self.take(events, &mut version) => ended?,
@@ -278,7 +278,7 @@ fn number(version: &str) -> u64 {
 }
 
 impl Feed {
-    async fn send_heard(&self) -> Result<(), Closed> {
-        self.changed(vec![Event::Heard]).await
+    async fn send_heard(&self, kind: Kind) -> Result<(), Closed> {
+        self.changed(vec![Event::Heard(Some(kind))]).await
     }
 }

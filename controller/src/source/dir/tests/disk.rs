@@ -64,7 +64,7 @@ impl Running {
             }
             Event::Seen(kind, version) => self.index.seen(kind, version),
             Event::Problems(lines) => self.problems = lines,
-            Event::Heard => {}
+            Event::Heard(_) => {}
         }
     }
 
