@@ -19,26 +19,24 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The catalog: every resource with its hash and size, the view it was computed from, and who receives it.
 pub(super) fn snapshot(publisher: &Publisher, nodes: &Nodes) -> Value {
     let ready = publisher.is_ready();
-    let mut page = publisher.read(|catalog, view, age| {
-        let resource = |(key, encoded, revision): (&ResourceKey, &sheave_api::Encoded, u64)| {
-            json!({
-                "name": key.to_string(),
-                "hash": format!("{:?}", encoded.hash),
-                "bytes": encoded.bytes.len(),
-                "revision": revision,
-            })
-        };
+    let (shelf, view, age) = publisher.read(|catalog, view, age| (catalog.shelf(), view.clone(), age));
+    let resource = |(key, encoded, revision): (&ResourceKey, &sheave_api::Encoded, u64)| {
         json!({
-            "ready": ready,
-            "source": view.source,
-            "versions": view.versions,
-            "age_milliseconds": u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-            "revision": catalog.revision(),
-            "resources": catalog.iter().map(resource).collect::<Value>(),
+            "name": key.to_string(),
+            "hash": format!("{:?}", encoded.hash),
+            "bytes": encoded.bytes.len(),
+            "revision": revision,
         })
-    });
-    page["nodes"] = nodes.to_json();
-    page
+    };
+    json!({
+        "ready": ready,
+        "source": view.source,
+        "versions": view.versions,
+        "age_milliseconds": u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+        "revision": shelf.revision(),
+        "resources": shelf.iter().map(resource).collect::<Value>(),
+        "nodes": nodes.to_json(),
+    })
 }
 
 /// Every Service with its frontends, endpoints and what is wrong with it; what is wrong elsewhere beside it. `None` while no
@@ -54,13 +52,10 @@ pub(super) async fn services(publisher: &Publisher, questions: &mpsc::Sender<Que
     for condition in &wrong.conditions {
         of.entry(condition.object.clone()).or_default().push(condition_json(condition));
     }
-    let encoded: Vec<_> = publisher.read(|catalog, _, _| {
-        let services = catalog.iter().filter(|(key, ..)| matches!(key, ResourceKey::Service(_)));
-        services.map(|(key, encoded, _)| (key.clone(), encoded.bytes.clone())).collect()
-    });
-    let mut services = Vec::with_capacity(encoded.len());
-    for (key, bytes) in encoded {
-        let Ok(Resource::Service(service)) = decode_resource(&key, bytes) else { continue };
+    let shelf = publisher.read(|catalog, _, _| catalog.shelf());
+    let mut services = Vec::new();
+    for (key, encoded, _) in shelf.iter().filter(|(key, ..)| matches!(key, ResourceKey::Service(_))) {
+        let Ok(Resource::Service(service)) = decode_resource(key, encoded.bytes.clone()) else { continue };
         let object = ObjectKey::new(Kind::Service, service.key.namespace.clone(), service.key.name.clone());
         services.push(service_json(&service, &of.remove(&object).unwrap_or_default()));
     }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
+use imbl::OrdMap;
 use sheave_api::{Encoded, hash_to_bytes, name_of_key, proto};
 use sheave_model::{ContentHash, ResourceKey};
 
@@ -61,7 +62,7 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     revision: u64,
-    entries: BTreeMap<ResourceKey, Entry>,
+    entries: OrdMap<ResourceKey, Entry>,
     /// Revision and time of removals.
     removed: BTreeMap<ResourceKey, (u64, u64)>,
     /// Removals in order, with those that were taken back since.
@@ -82,9 +83,9 @@ impl Catalog {
         self.entries.len()
     }
 
-    /// Every resource with its content and the revision it changed at.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&ResourceKey, &Encoded, u64)> {
-        self.entries.iter().map(|(key, entry)| (key, &entry.encoded, entry.revision))
+    /// Everything as it is now. Costs next to nothing.
+    pub(crate) fn shelf(&self) -> Shelf {
+        Shelf { revision: self.revision, entries: self.entries.clone() }
     }
 
     pub(crate) fn hash_of(&self, key: &ResourceKey) -> Option<ContentHash> {
@@ -136,18 +137,6 @@ impl Catalog {
             self.removed.remove(&key);
             self.log.remove(&revision);
         }
-    }
-
-    /// What a subscriber that holds `known` lacks.
-    pub(crate) fn first(&self, node: &str, known: &BTreeMap<ResourceKey, ContentHash>) -> First {
-        let lacks =
-            |(key, entry): &(&ResourceKey, &Entry)| concerns(key, node) && known.get(*key) != Some(&entry.encoded.hash);
-        let mut keys: Vec<ResourceKey> = self.entries.iter().filter(lacks).map(|(key, _)| key.clone()).collect();
-        // The node's own facts decide on which addresses NodePorts answer: first, so that nothing is settled twice.
-        keys.sort_by_key(|key| matches!(key, ResourceKey::Service(_)));
-        let gone = |key: &&ResourceKey| !concerns(key, node) || !self.entries.contains_key(*key);
-        let removals = known.keys().filter(gone).cloned().collect();
-        First { keys: keys.into(), removals, place: self.revision }
     }
 
     /// The next chunk of a first series. The one that says `complete` has the removals and is the last.
@@ -205,6 +194,38 @@ impl Catalog {
     /// How many changes lie behind a place.
     pub(crate) fn depth(&self, place: u64) -> usize {
         self.log.range((Bound::Excluded(place), Bound::Unbounded)).count()
+    }
+}
+
+/// The catalog's content at one moment. It shares its parts with the catalog, so whoever works through all of it does so
+/// without holding up those who publish.
+#[derive(Clone, Debug)]
+pub(crate) struct Shelf {
+    revision: u64,
+    entries: OrdMap<ResourceKey, Entry>,
+}
+
+impl Shelf {
+    /// The catalog's revision at that moment.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Every resource with its content and the revision it changed at.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&ResourceKey, &Encoded, u64)> {
+        self.entries.iter().map(|(key, entry)| (key, &entry.encoded, entry.revision))
+    }
+
+    /// What a subscriber that holds `known` lacks.
+    pub(crate) fn first(&self, node: &str, known: &BTreeMap<ResourceKey, ContentHash>) -> First {
+        let lacks =
+            |(key, entry): &(&ResourceKey, &Entry)| concerns(key, node) && known.get(*key) != Some(&entry.encoded.hash);
+        let mut keys: Vec<ResourceKey> = self.entries.iter().filter(lacks).map(|(key, _)| key.clone()).collect();
+        // The node's own facts decide on which addresses NodePorts answer: first, so that nothing is settled twice.
+        keys.sort_by_key(|key| matches!(key, ResourceKey::Service(_)));
+        let gone = |key: &&ResourceKey| !concerns(key, node) || !self.entries.contains_key(*key);
+        let removals = known.keys().filter(gone).cloned().collect();
+        First { keys: keys.into(), removals, place: self.revision }
     }
 }
 

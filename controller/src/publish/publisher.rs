@@ -1,6 +1,7 @@
 //! The catalog behind a lock, with the view it was computed from, and wake-ups for those who wait on either.
 //!
-//! The lock is held for map work only, never across an await or a computation of resources.
+//! The lock is held for map work only, never across an await or a computation of resources. Whoever needs all of the catalog
+//! takes its shelf and works outside.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

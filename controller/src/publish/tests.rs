@@ -22,7 +22,7 @@ struct Subscriber {
 
 impl Subscriber {
     fn arrive(&mut self, catalog: &Catalog) {
-        let first = catalog.first(NODE, &self.held);
+        let first = catalog.shelf().first(NODE, &self.held);
         self.place = first.place;
         self.first = Some(first);
     }
@@ -109,7 +109,8 @@ proptest! {
                 Step::Take(budget) => { subscriber.take(&catalog, budget).unwrap(); }
                 Step::Reconnect => subscriber.arrive(&catalog),
             }
-            let whole: BTreeMap<_, _> = catalog.iter().map(|(key, encoded, _)| (key.clone(), encoded.hash)).collect();
+            let shelf = catalog.shelf();
+            let whole: BTreeMap<_, _> = shelf.iter().map(|(key, encoded, _)| (key.clone(), encoded.hash)).collect();
             prop_assert_eq!(&whole, &model);
         }
         if !early {

@@ -40,16 +40,17 @@ pub(super) async fn run(
 ) -> Result<(), Status> {
     let hello = tokio::time::timeout(HELLO_TIMEOUT, hello(&mut incoming)).await;
     let hello = hello.map_err(|_| server.refuse("hello", Status::deadline_exceeded("no Hello came in time")))?;
-    let hello = hello.map_err(|status| server.refuse("hello", status))?;
+    let mut hello = hello.map_err(|status| server.refuse("hello", status))?;
     peer.may_be(&hello.node).map_err(|status| server.refuse("identity", status))?;
-    let (wanted, _) = view_from_proto(hello.view.unwrap_or_default());
+    let (wanted, _) = view_from_proto(hello.view.take().unwrap_or_default());
     let mut stopping = server.stopping.clone();
     tokio::select! {
         passed = enter_gate(server, &hello.node, &wanted) => passed?,
         _ = stopping.wait_for(|&stop| stop) => return Err(ending()),
     }
-    let known = known(&hello.known);
-    let first = server.publisher.read(|catalog, _, _| catalog.first(&hello.node, &known));
+    // Taken: it names every resource, and the rest of Hello lives as long as the stream.
+    let known = known(&std::mem::take(&mut hello.known));
+    let first = server.publisher.read(|catalog, _, _| catalog.shelf()).first(&hello.node, &known);
     drop(known);
     let entered = server.nodes.enter(&hello.node, &hello.version, first.place);
     info!(node = hello.node, version = hello.version, "a proxy subscribed");
