@@ -43,6 +43,16 @@ struct File {
 }
 
 impl File {
+    /// Whether an object may be hidden in a part that can't be read.
+    fn is_broken(&self) -> bool {
+        self.unreadable.is_some() || self.docs.iter().any(|doc| doc.parsed.broken)
+    }
+
+    /// Whether there is anything to say about it.
+    fn is_wrong(&self) -> bool {
+        self.is_broken() || self.docs.iter().any(|doc| !doc.parsed.faults.is_empty())
+    }
+
     /// Every object with its place in the file of this path.
     fn items<'a>(&'a self, path: &'a Arc<str>) -> impl Iterator<Item = (Spot, &'a Arc<Item>)> {
         let spot = move |kept, document, index| Spot { kept, path: path.clone(), document, index };
@@ -69,6 +79,10 @@ pub(super) struct Folder {
     files: BTreeMap<Arc<str>, File>,
     /// Sorted by place; nearly always there is one.
     owners: HashMap<ObjectKey, Vec<(Spot, Arc<Item>)>>,
+    /// Files with something wrong in them, so that a look at one file costs nothing for the others.
+    wrong: BTreeSet<Arc<str>>,
+    /// Objects that are found in several places.
+    twice: BTreeSet<ObjectKey>,
     strings: Strings,
 }
 
@@ -88,6 +102,11 @@ impl Folder {
                 coming.push((spot, item.clone()));
             }
         }
+        if file.is_wrong() {
+            self.wrong.insert(path.clone());
+        } else {
+            self.wrong.remove(&path);
+        }
         if !file.docs.is_empty() || !file.kept.is_empty() || file.unreadable.is_some() {
             self.files.insert(path, file);
         }
@@ -99,6 +118,13 @@ impl Folder {
             let spots = self.owners.entry(item.key.clone()).or_default();
             let at = spots.partition_point(|(other, _)| *other < spot);
             spots.insert(at, (spot, item));
+        }
+        for key in before.keys() {
+            if self.owners.get(key).is_some_and(|spots| spots.len() > 1) {
+                self.twice.insert(key.clone());
+            } else {
+                self.twice.remove(key);
+            }
         }
         before.into_iter().filter(|(key, old)| old.as_ref() != self.owner(key)).map(|(key, _)| key).collect()
     }
@@ -121,7 +147,7 @@ impl Folder {
     /// Everything that is wrong now.
     pub(super) fn faults(&self) -> Vec<Fault> {
         let mut all = Vec::new();
-        for (path, file) in &self.files {
+        for (path, file) in self.wrong.iter().filter_map(|path| self.files.get_key_value(path)) {
             all.extend(file.unreadable.clone());
             for doc in &file.docs {
                 for (line, fault) in &doc.parsed.faults {
@@ -136,9 +162,7 @@ impl Folder {
                 }
             }
         }
-        let mut twice: Vec<_> = self.owners.iter().filter(|(_, spots)| spots.len() > 1).collect();
-        twice.sort_by_key(|(key, _)| *key);
-        for (key, spots) in twice {
+        for (key, spots) in self.twice.iter().filter_map(|key| self.owners.get_key_value(key)) {
             let Some((first, _)) = spots.first() else { continue };
             // A kept version beside a good one elsewhere is an object that moved, not one that is there twice.
             let again = spots.iter().skip(1).map(|(spot, _)| spot).filter(|spot| !spot.kept);
@@ -155,7 +179,16 @@ impl Folder {
 
     /// Whether an object may be hidden in something that can't be read.
     pub(super) fn is_broken(&self) -> bool {
-        self.files.values().any(|file| file.unreadable.is_some() || file.docs.iter().any(|doc| doc.parsed.broken))
+        self.wrong.iter().filter_map(|path| self.files.get(path)).any(File::is_broken)
+    }
+
+    /// Whether the sets are what a look at everything would give, for tests.
+    #[cfg(test)]
+    pub(super) fn is_consistent(&self) -> bool {
+        let wrong = self.files.iter().filter(|(_, file)| file.is_wrong()).map(|(path, _)| path);
+        let twice: BTreeSet<_> =
+            self.owners.iter().filter(|(_, spots)| spots.len() > 1).map(|(key, _)| key.clone()).collect();
+        self.wrong.iter().eq(wrong) && self.twice == twice
     }
 
     fn disown(&mut self, leaving: &HashMap<Spot, Arc<Item>>) {

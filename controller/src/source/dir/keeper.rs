@@ -1,7 +1,7 @@
 //! Keeps the folder, the API server's part and the state file together: one look at the folder in, events and lines out.
 //! Blocking; the source's task calls it where that is allowed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -177,10 +177,11 @@ impl Keeper {
 
     /// Whoever removes the folder removes its files first. When the last of them go, the folder may be about to.
     fn wait_for_the_rest(&self, updates: &[(String, Content)]) -> io::Result<()> {
-        let gone =
-            |path: &str| updates.iter().any(|(other, content)| other == path && matches!(content, Content::Gone));
-        let all_go = self.folder.paths().next().is_some() && self.folder.paths().all(|path| gone(path));
-        if all_go && updates.iter().all(|(_, content)| matches!(content, Content::Gone)) {
+        let all_go = || {
+            let gone: HashSet<&str> = updates.iter().map(|(path, _)| &**path).collect();
+            self.folder.paths().next().is_some() && self.folder.paths().all(|path| gone.contains(&**path))
+        };
+        if updates.iter().all(|(_, content)| matches!(content, Content::Gone)) && all_go() {
             std::thread::sleep(LAST_FILES);
             std::fs::read_dir(&self.root)?;
         }

@@ -47,6 +47,7 @@ impl World {
 
     pub(super) fn update(&mut self, path: &str, content: Content) -> Vec<Event> {
         let touched = self.folder.update(path, content);
+        assert!(self.folder.is_consistent(), "after {path}");
         self.take(&touched)
     }
 
