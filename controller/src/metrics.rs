@@ -26,7 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) catalog_revision: IntGauge,
     /// Resources that wait to be sent to the slowest subscriber.
     pub(crate) queue_depth: IntGauge,
-    /// Seconds since the source was last heard from.
+    /// Seconds since the source was last heard from about the kind that is quiet longest.
     pub(crate) view_age: Gauge,
     /// Resources that are too large to be sent.
     pub(crate) resources_oversized: IntCounter,
@@ -54,7 +54,13 @@ impl Metrics {
             catalog_resources: gauge(&r, "sheave_catalog_resources", "Resources in the catalog."),
             catalog_revision: gauge(&r, "sheave_catalog_revision", "Changes of the catalog since the start."),
             queue_depth: gauge(&r, "sheave_queue_depth", "Resources that wait for the slowest subscriber."),
-            view_age: add(&r, Gauge::new("sheave_view_age_seconds", "Time since the source was last heard from.")),
+            view_age: add(
+                &r,
+                Gauge::new(
+                    "sheave_view_age_seconds",
+                    "Time since the source was last heard from about the kind that is quiet longest.",
+                ),
+            ),
             resources_oversized: counter(&r, "sheave_resources_oversized_total", "Resources too large to be sent."),
             acks: counter(&r, "sheave_acks_total", "Updates that proxies acknowledged."),
             nacks: counter(&r, "sheave_nacks_total", "Resources that proxies refused."),
