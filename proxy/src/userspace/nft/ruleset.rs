@@ -78,6 +78,10 @@ fn prerouting(marks: Marks) -> Vec<Vec<Expr>> {
     rules.extend(left_alone());
     for v4 in [true, false] {
         rules.push(rule([frontend(v4, set(v4, "frontends4", "frontends6")), goto(SERVE)]));
+        // The node's own datagrams, sent here by the output chain: the listener answers them with "port unreachable".
+        let own = [l4(libc::IPPROTO_UDP), has_ct_mark(marks.take)].concat();
+        rules.push(rule([own.clone(), frontend(v4, set(v4, "refused4", "refused6")), goto(SERVE)]));
+        rules.push(rule([own, address(v4, set(v4, "vips4", "vips6")), goto(SERVE)]));
         rules.push(rule([frontend(v4, set(v4, "refused4", "refused6")), goto(REFUSE)]));
         rules.push(rule([address(v4, set(v4, "vips4", "vips6")), goto(REFUSE)]));
         rules.push(rule([address(v4, set(v4, "cidrs4", "cidrs6")), drop()]));
@@ -95,9 +99,13 @@ fn output(marks: Marks) -> Vec<Vec<Expr>> {
     rules.push(rule([l4(libc::IPPROTO_TCP), has_ct_mark(marks.take), mark(marks.take), accept()]));
     for v4 in [true, false] {
         rules.push(rule([frontend(v4, set(v4, "frontends4", "frontends6")), goto(DIVERT)]));
-        // Refused or dropped when it comes back in by lo: here, send() itself would fail with EPERM.
-        rules.push(rule([frontend(v4, set(v4, "refused4", "refused6")), goto(DIVERT)]));
-        rules.push(rule([address(v4, set(v4, "vips4", "vips6")), goto(DIVERT)]));
+        // A datagram that is refused or dropped here would fail its send() with EPERM: it goes round by lo, and there to
+        // the listener, since the kernel sends no ICMP error in the name of an address that isn't this node's.
+        for (refused, chain) in [(l4(libc::IPPROTO_UDP), DIVERT), (l4(libc::IPPROTO_TCP), REFUSE)] {
+            rules.push(rule([refused.clone(), frontend(v4, set(v4, "refused4", "refused6")), goto(chain)]));
+            rules.push(rule([refused, address(v4, set(v4, "vips4", "vips6")), goto(chain)]));
+        }
+        rules.push(rule([address(v4, set(v4, "vips4", "vips6")), goto(REFUSE)]));
         rules.push(rule([address(v4, set(v4, "cidrs4", "cidrs6")), goto(DIVERT)]));
     }
     rules

@@ -8,6 +8,7 @@ use std::time::Duration;
 use sheave_model::{AppProtocol, Protocol, Service};
 
 use super::world::{NODE, Netns, World, ip};
+use crate::userspace::sys;
 use crate::userspace::testing::{Build, service};
 
 fn dns() -> Service {
@@ -61,6 +62,20 @@ impl Client {
     fn own_port(&self) -> u16 {
         self.0.local_addr().unwrap().port()
     }
+}
+
+/// Why a datagram gets no answer, by a connected socket and by one that asks for errors.
+fn refusals(ns: &Netns, to: &str) -> [io::ErrorKind; 2] {
+    let v4 = !to.contains('[');
+    let any = if v4 { "0.0.0.0:0" } else { "[::]:0" };
+    let connected = Client::new(ns, any);
+    connected.0.connect(to).unwrap();
+    connected.0.send(b"x").unwrap();
+    let asking = Client::new(ns, any);
+    let (level, option) = if v4 { (libc::SOL_IP, libc::IP_RECVERR) } else { (libc::SOL_IPV6, libc::IPV6_RECVERR) };
+    sys::set_option(&asking.0, level, option, 1).unwrap();
+    asking.0.send_to(b"x", to).unwrap();
+    [connected, asking].map(|client| client.answer().unwrap_err().kind())
 }
 
 #[test]
@@ -208,4 +223,17 @@ fn a_backend_on_the_host_network_sees_the_pods_address() {
     let answer = client.ask("10.96.0.53:53", b"x").unwrap();
     assert_eq!((answer.name.as_str(), answer.peer), ("host", SocketAddr::new(ip("10.1.0.5"), client.own_port())));
     assert_eq!(Client::new(&world.node, "0.0.0.0:0").ask("10.96.0.53:53", b"x").unwrap().name, "host");
+}
+
+#[test]
+fn no_endpoint_and_another_port_are_refused_to_pods_and_to_the_node_itself() {
+    let mut world = served();
+    let none = service("none", "10.96.0.54 fd96::54").udp(53);
+    world.apply(vec![dns().ready("10.1.0.6", &[5353]).ready("fd01::6", &[5353]), none], vec![]);
+    for (who, ns) in [("pod", &world.pods[0]), ("node", &world.node)] {
+        for to in ["10.96.0.54:53", "10.96.0.53:54", "[fd96::54]:53", "[fd96::53]:54"] {
+            assert_eq!(refusals(ns, to), [io::ErrorKind::ConnectionRefused; 2], "{who} -> {to}");
+        }
+    }
+    assert_eq!(world.metric("sheave_udp_sessions"), 0.0);
 }

@@ -145,6 +145,7 @@ fn session(worker: &Rc<Worker>, flow: Flow) -> Option<Arc<Session>> {
     let metrics = &worker.shared.metrics.udp;
     let Some(target) = worker.view.borrow_mut().target(&frontend) else {
         metrics.unknown.inc();
+        worker.replies.unreachable(flow.frontend, flow.client); // one of the node's own, to a VIP's other port
         return None;
     };
     let mut share = None;
@@ -179,6 +180,9 @@ fn session(worker: &Rc<Worker>, flow: Flow) -> Option<Arc<Session>> {
                 _ => Reason::Unreachable,
             };
             target.counters.error(reason);
+            if matches!(reason, Reason::NoEndpoint) {
+                worker.replies.unreachable(flow.frontend, flow.client);
+            }
             tracing::debug!(?flow, %error, "no session");
             None
         }
