@@ -183,6 +183,7 @@ pub(crate) fn start(
         snapshots,
         stopped,
         programmed,
+        shared,
         metrics: listeners,
     };
     let opened = move || all_open.iter().take(wanted).count();

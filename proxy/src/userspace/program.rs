@@ -4,13 +4,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sheave_model::Snapshot;
+use sheave_model::{Frontend, Protocol, Snapshot};
 use tokio::sync::watch;
 
 use super::Stop;
 use super::metrics::ListenerMetrics;
 use super::nft::Table;
 use super::rules;
+use super::worker::Shared;
 
 /// How long a failed transaction waits before it is tried again: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -31,6 +32,8 @@ pub(crate) struct Program {
     pub(crate) stopped: watch::Receiver<Stop>,
     /// Where to say which revision the kernel has.
     pub(crate) programmed: watch::Sender<u64>,
+    /// What the listener threads share: the table of UDP sessions.
+    pub(crate) shared: Arc<Shared>,
     /// What is counted.
     pub(crate) metrics: ListenerMetrics,
 }
@@ -67,15 +70,23 @@ impl Program {
     /// Writes the newest snapshot. False where the kernel refused.
     fn write(&mut self) -> bool {
         let snapshot = self.snapshots.borrow_and_update().clone();
-        if let Err(error) = self.table.program(&snapshot) {
-            self.metrics.table_errors.inc();
-            tracing::warn!(%error, revision = snapshot.revision, "nftables refused a change; it is tried again");
-            return false;
-        }
+        let gone = match self.table.program(&snapshot) {
+            Ok(gone) => gone,
+            Err(error) => {
+                self.metrics.table_errors.inc();
+                tracing::warn!(%error, revision = snapshot.revision, "nftables refused a change; it is tried again");
+                return false;
+            }
+        };
         for (set, count) in self.table.counts() {
             self.metrics.table_elements.with_label_values(&[set]).set(count as i64);
         }
         self.programmed.send_replace(snapshot.revision);
+        // No datagram reaches a frontend that is gone, so its sessions would only hold descriptors until they are idle.
+        if gone {
+            let is_gone = |address| snapshot.lookup(&Frontend { address, protocol: Protocol::Udp }).is_none();
+            self.shared.sessions.end_gone(is_gone);
+        }
         true
     }
 

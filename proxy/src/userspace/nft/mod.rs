@@ -11,13 +11,13 @@ mod wire;
 
 use std::collections::BTreeMap;
 
-use sheave_model::Snapshot;
+use sheave_model::{Protocol, Snapshot};
 
 use super::netlink::{Netlink, NetlinkError};
 use wire::Batch;
 
 pub(crate) use ruleset::Marks;
-use sets::Set;
+use sets::{Element, Set};
 
 /// The table's name, in family inet.
 pub(crate) const TABLE: &str = "sheave";
@@ -46,11 +46,11 @@ impl Table {
         Ok(table)
     }
 
-    /// Brings the table to a snapshot.
+    /// Brings the table to a snapshot. Returns whether a UDP frontend that the table may have had is none any more.
     ///
     /// # Errors
     /// What the kernel refused. Nothing was changed then, and the next call writes the table anew.
-    pub(crate) fn program(&mut self, snapshot: &Snapshot) -> Result<(), NetlinkError> {
+    pub(crate) fn program(&mut self, snapshot: &Snapshot) -> Result<bool, NetlinkError> {
         let empty = Snapshot::default();
         let current = self.current.take();
         let changes = sets::changes(current.as_ref().unwrap_or(&empty), snapshot);
@@ -75,7 +75,11 @@ impl Table {
             *self.counts.entry(*set).or_default() -= elements.len();
         }
         self.current = Some(snapshot.clone());
-        Ok(())
+        let gone = |element: &Element| match element {
+            Element::Frontend(frontend) => frontend.protocol == Protocol::Udp && snapshot.lookup(frontend).is_none(),
+            Element::Address(_) | Element::Range(..) => false,
+        };
+        Ok(whole || changes.remove.values().flatten().any(gone))
     }
 
     /// How many elements each set has, those that ever had one.

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use sheave_model::{AppProtocol, Protocol, Service};
+use sheave_model::{AppProtocol, Protocol, ResourceKey, Service, ServiceKey};
 
 use super::world::{NODE, Netns, World, ip};
 use crate::userspace::sys;
@@ -236,4 +236,31 @@ fn no_endpoint_and_another_port_are_refused_to_pods_and_to_the_node_itself() {
         }
     }
     assert_eq!(world.metric("sheave_udp_sessions"), 0.0);
+}
+
+#[test]
+fn no_session_outlives_its_frontend() {
+    let mut world = served();
+    let other = service("other", "10.96.0.54").udp(53).ready("10.1.0.6", &[5353]);
+    world.apply(vec![dns().ready("10.1.0.6", &[5353]), other], vec![]);
+    let clients: Vec<_> = (0..5).map(|_| Client::new(&world.pods[0], "0.0.0.0:0")).collect();
+    for client in &clients {
+        client.ask("10.96.0.53:53", b"x").unwrap();
+    }
+    let kept = Client::new(&world.pods[0], "0.0.0.0:0");
+    kept.ask("10.96.0.54:53", b"x").unwrap();
+    assert_eq!(world.metric("sheave_udp_sessions"), 6.0);
+    world.apply(vec![], vec![ResourceKey::Service(ServiceKey::new("ns", "dns"))]);
+    wait_for(&world, "sheave_udp_sessions", 1.0);
+    kept.ask("10.96.0.54:53", b"x").unwrap();
+    world.apply(vec![], vec![ResourceKey::Service(ServiceKey::new("ns", "other"))]);
+    wait_for(&world, "sheave_udp_sessions", 0.0);
+}
+
+fn wait_for(world: &World, series: &str, value: f64) {
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while world.metric(series) != value {
+        assert!(std::time::Instant::now() < end, "{series} is {} and not {value}", world.metric(series));
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

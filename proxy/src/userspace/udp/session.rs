@@ -162,6 +162,18 @@ impl Sessions {
         }
     }
 
+    /// Ends every session whose frontend is `gone`; each is looked at once.
+    pub(crate) fn end_gone(&self, gone: impl Fn(SocketAddr) -> bool) {
+        self.table.retain(|flow, session| {
+            let ends = gone(flow.frontend);
+            if ends {
+                session.closed.notify_one();
+                self.count.fetch_sub(1, Ordering::Relaxed);
+            }
+            !ends
+        });
+    }
+
     /// Sessions in the table.
     pub(crate) fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
