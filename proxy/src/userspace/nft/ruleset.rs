@@ -75,6 +75,13 @@ fn prerouting(marks: Marks) -> Vec<Vec<Expr>> {
     for protocol in [libc::IPPROTO_UDP, libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6] {
         rules.push(rule([l4(protocol), transparent(true), mark(marks.take), accept()]));
     }
+    for v4 in [true, false] {
+        // A reply that a session sent after conntrack had forgotten its flow began a new one, in which the client's
+        // datagrams are the replies.
+        let answer = [l4(libc::IPPROTO_UDP), direction(1), has_ct_mark(marks.own)].concat();
+        rules.push(rule([answer.clone(), frontend(v4, set(v4, "frontends4", "frontends6")), goto(SERVE)]));
+        rules.push(rule([answer, frontend(v4, set(v4, "refused4", "refused6")), goto(SERVE)]));
+    }
     rules.extend(left_alone());
     for v4 in [true, false] {
         rules.push(rule([frontend(v4, set(v4, "frontends4", "frontends6")), goto(SERVE)]));

@@ -239,6 +239,32 @@ fn no_endpoint_and_another_port_are_refused_to_pods_and_to_the_node_itself() {
 }
 
 #[test]
+fn what_a_server_sends_on_its_own_after_a_long_pause_keeps_the_flow() {
+    let mut world = served();
+    for (backend, vip) in [("10.1.0.6:7000", "10.96.0.53:53"), ("[fd01::6]:7000", "[fd96::53]:53")] {
+        let backend: SocketAddr = backend.parse().unwrap();
+        let both = dns().ready("10.1.0.6", &[7000]).ready("fd01::6", &[7000]);
+        world.apply(vec![both], vec![]);
+        let server = world.pods[1].run(move || UdpSocket::bind(backend)).unwrap();
+        server.set_read_timeout(Some(Duration::from_millis(1500))).unwrap();
+        for (who, ns) in [("pod", &world.pods[0]), ("node", &world.node), ("outside", &world.outside)] {
+            let client = Client::new(ns, if backend.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" });
+            let mut buffer = [0; 64];
+            client.0.send_to(b"hello", vip).unwrap();
+            let (_, peer) = server.recv_from(&mut buffer).unwrap();
+            world.node.output("conntrack", "-F");
+            server.send_to(b"push", peer).unwrap();
+            let (count, from) = client.0.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{who}, {vip}: {e}"));
+            assert_eq!((&buffer[..count], from), (&b"push"[..], vip.parse().unwrap()));
+            client.0.send_to(b"thanks", vip).unwrap();
+            let (count, again) = server.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{who} -> {vip}: {e}"));
+            assert_eq!((&buffer[..count], again), (&b"thanks"[..], peer));
+        }
+        world.apply(vec![dns()], vec![]);
+    }
+}
+
+#[test]
 fn no_session_outlives_its_frontend() {
     let mut world = served();
     let other = service("other", "10.96.0.54").udp(53).ready("10.1.0.6", &[5353]);
