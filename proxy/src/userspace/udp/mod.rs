@@ -16,7 +16,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::time::Instant;
 
 use super::budget::Share;
-use super::sys::{self, Outgoing, ReceiveBatch, Received, send_batch};
+use super::sys::{self, BATCH, Outgoing, ReceiveBatch, Received, send_batch};
 use super::tcp::loopback;
 use super::view::Target;
 use super::worker::Worker;
@@ -42,6 +42,29 @@ impl Buffers {
     /// Empty ones.
     pub(crate) fn new() -> Self {
         Self(RefCell::new(ReceiveBatch::new()))
+    }
+}
+
+/// How much a task has done since it last let others run. A socket that is never empty would keep them all waiting:
+/// finding it ready takes no turn in the runtime.
+#[derive(Debug, Default)]
+struct Turn(usize);
+
+impl Turn {
+    /// Notes datagrams. True when others are to run, which a batch's worth brings about.
+    fn over(&mut self, datagrams: usize) -> bool {
+        self.0 += datagrams;
+        let over = self.0 >= BATCH;
+        if over {
+            self.0 = 0;
+        }
+        over
+    }
+
+    /// Notes that the task waits now.
+    fn rest(&mut self) -> bool {
+        self.0 = 0;
+        false
     }
 }
 
@@ -73,13 +96,24 @@ pub(crate) fn bind(v4: bool, port: u16, mark: u32) -> io::Result<Socket> {
 /// Where the socket can't be watched.
 pub(crate) async fn serve(worker: Rc<Worker>, socket: Socket) -> io::Result<()> {
     let socket = sys::watch(Arc::new(socket))?;
+    let mut turn = Turn::default();
     loop {
         let mut ready = socket.ready(sys::DATAGRAMS).await?;
         let mut batch = worker.buffers.0.borrow_mut();
-        match ready.try_io(|socket| batch.receive(socket.get_ref().socket())) {
-            Ok(Ok(_)) => forward(&worker, &batch),
-            Ok(Err(error)) => tracing::debug!(%error, "receiving from clients"),
-            Err(_) => {} // nothing there: waits for more
+        let over = match ready.try_io(|socket| batch.receive(socket.get_ref().socket())) {
+            Ok(Ok(count)) => {
+                forward(&worker, &batch);
+                turn.over(count)
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "receiving from clients");
+                turn.over(BATCH)
+            }
+            Err(_) => turn.rest(), // nothing there: waits for more
+        };
+        drop(batch);
+        if over {
+            tokio::task::yield_now().await;
         }
     }
 }
@@ -260,17 +294,26 @@ async fn receive(worker: Rc<Worker>, session: Arc<Session>, _share: Share) {
     let left = |session: &Session| session.ends().saturating_sub(sessions.now());
     let idle = tokio::time::sleep(left(session));
     tokio::pin!(idle);
+    let mut turn = Turn::default();
     loop {
         tokio::select! {
-            biased;
             ready = socket.ready(sys::DATAGRAMS) => {
                 let Ok(mut ready) = ready else { return };
                 let mut batch = worker.buffers.0.borrow_mut();
-                match ready.try_io(|socket| batch.receive(socket.get_ref().socket())) {
-                    Ok(Ok(_)) => pass(worker, session, &batch),
-                    Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => tell_refused(worker, session),
-                    Ok(Err(error)) => tracing::debug!(backend = %session.backend, %error, "receiving replies"),
-                    Err(_) => {} // nothing there: waits for more
+                let over = match ready.try_io(|socket| batch.receive(socket.get_ref().socket())) {
+                    Ok(Ok(count)) => {
+                        pass(worker, session, &batch);
+                        turn.over(count)
+                    }
+                    Ok(Err(error)) => {
+                        lost(worker, session, &error);
+                        turn.over(BATCH)
+                    }
+                    Err(_) => turn.rest(), // nothing there: waits for more
+                };
+                drop(batch);
+                if over {
+                    tokio::task::yield_now().await;
                 }
             }
             () = session.closed.notified() => return,
@@ -282,6 +325,15 @@ async fn receive(worker: Rc<Worker>, session: Arc<Session>, _share: Share) {
                 idle.as_mut().reset(Instant::now() + left);
             }
         }
+    }
+}
+
+/// What the network says about datagrams that went to the backend.
+fn lost(worker: &Worker, session: &Session, error: &io::Error) {
+    if error.kind() == io::ErrorKind::ConnectionRefused {
+        tell_refused(worker, session);
+    } else {
+        tracing::debug!(backend = %session.backend, %error, "receiving replies");
     }
 }
 
