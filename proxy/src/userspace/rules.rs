@@ -22,7 +22,7 @@ const MOST_RULES: usize = 64;
 /// Adds what is missing.
 ///
 /// # Errors
-/// What the kernel refused. A family that the kernel doesn't have is left out.
+/// What the kernel refused. IPv6 is left out where the kernel doesn't have it.
 pub(crate) fn install(mark: u32, table: u32) -> Result<(), NetlinkError> {
     let netlink = Netlink::open(libc::NETLINK_ROUTE)?;
     let lo = sys::interface_index(c"lo").ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
@@ -32,7 +32,7 @@ pub(crate) fn install(mark: u32, table: u32) -> Result<(), NetlinkError> {
         for result in [route, rule] {
             match result {
                 Err(e) if e.code() == libc::EEXIST => {}
-                Err(e) if family == libc::AF_INET6 && absent(&e) => {}
+                Err(e) if absent(family, &e) => {}
                 other => other?,
             }
         }
@@ -51,21 +51,22 @@ pub(crate) fn remove(mark: u32, table: u32) -> Result<(), NetlinkError> {
         for _ in 0..MOST_RULES {
             match one(&netlink, DELETE_RULE, 0, &rule_header(family), |a| rule_body(a, mark, table)) {
                 Ok(()) => {}
-                Err(e) if e.code() == libc::ENOENT || absent(&e) => break,
+                Err(e) if e.code() == libc::ENOENT || absent(family, &e) => break,
                 Err(e) => return Err(e),
             }
         }
         match one(&netlink, DELETE_ROUTE, 0, &route_header(family), |a| route_body(a, table, lo)) {
-            Err(e) if e.code() == libc::ESRCH || e.code() == libc::ENOENT || absent(&e) => {}
+            Err(e) if e.code() == libc::ESRCH || e.code() == libc::ENOENT || absent(family, &e) => {}
             other => other?,
         }
     }
     Ok(())
 }
 
-/// Whether the kernel lacks the family.
-fn absent(error: &NetlinkError) -> bool {
-    [libc::EAFNOSUPPORT, libc::EOPNOTSUPP, libc::ENETUNREACH].contains(&error.code())
+/// Whether an error says that the kernel lacks IPv6, or (EACCES) that it is switched off by net.ipv6.conf.*.disable_ipv6.
+fn absent(family: i32, error: &NetlinkError) -> bool {
+    const WITHOUT: [i32; 4] = [libc::EAFNOSUPPORT, libc::EOPNOTSUPP, libc::ENETUNREACH, libc::EACCES];
+    family == libc::AF_INET6 && WITHOUT.contains(&error.code())
 }
 
 fn one(
