@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sheave_model::{Frontend, Protocol, Snapshot};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Stop;
 use super::metrics::ListenerMetrics;
@@ -54,13 +55,20 @@ impl Program {
             }
             listening();
             let mut pause = RETRY.0;
+            let mut look = Instant::now() + LOOK;
             loop {
-                let wait = if self.write() { LOOK } else { pause };
-                pause = if wait == LOOK { RETRY.0 } else { (pause * 2).min(RETRY.1) };
+                let written = self.write();
+                let wake = if written { look } else { look.min(Instant::now() + pause) };
+                pause = if written { RETRY.0 } else { (pause * 2).min(RETRY.1) };
                 tokio::select! {
                     changed = self.snapshots.changed() => if changed.is_err() { return },
-                    () = tokio::time::sleep(wait) => self.look(),
+                    () = tokio::time::sleep_until(wake) => {}
                     _ = stopped.wait_for(|stop| *stop >= Stop::Drain) => return,
+                }
+                // Not by the sleep alone: changes may come in so fast that it never ends.
+                if Instant::now() >= look {
+                    self.look();
+                    look = Instant::now() + LOOK;
                 }
             }
         });
