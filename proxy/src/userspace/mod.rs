@@ -80,7 +80,7 @@ pub(crate) enum StartError {
     #[error("no CAP_NET_ADMIN or CAP_NET_RAW: run as root, or give the container NET_ADMIN and NET_RAW")]
     NoPermission,
     /// The kernel lacks nftables or a part of it.
-    #[error("the kernel has no nftables ({0}): load nf_tables, nft_tproxy and nft_socket")]
+    #[error("the kernel has no nftables ({0}): load nf_tables, nft_tproxy, nft_socket, nft_ct and nft_reject_inet")]
     NoNftables(NetlinkError),
     /// The routing rule was refused.
     #[error("can't add the routing rule for marked packets: {0}")]

@@ -21,6 +21,8 @@ use sets::{Element, Set};
 
 /// The table's name, in family inet.
 pub(crate) const TABLE: &str = "sheave";
+/// Of the table that a start tries the kernel with.
+const TRIAL: &str = "sheave-trial";
 
 /// Our table and what it holds.
 #[derive(Debug)]
@@ -35,14 +37,15 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Finds out whether this process may write tables here. Writes none but an empty one, and no packet is touched yet.
+    /// Finds out whether this process may write tables here, and whether the kernel knows every expression that ours has.
+    /// Leaves nothing behind, and no packet is touched yet.
     ///
     /// # Errors
-    /// EPERM without CAP_NET_ADMIN; EPROTONOSUPPORT or EOPNOTSUPP on a kernel without nftables.
+    /// EPERM without CAP_NET_ADMIN; EPROTONOSUPPORT, EOPNOTSUPP or ENOENT on a kernel without nftables or a part of it.
     pub(crate) fn open(marks: Marks, port: u16) -> Result<Self, NetlinkError> {
         let netlink = Netlink::open(libc::NETLINK_NETFILTER)?;
         let mut table = Self { netlink, marks, port, current: None, counts: BTreeMap::new(), sequence: 1 };
-        table.commit(Batch::add_table)?;
+        table.commit(|batch| batch.try_table(&ruleset::chains(marks, port)))?;
         Ok(table)
     }
 

@@ -34,6 +34,8 @@ const INET: [u8; 4] = generic(libc::NFPROTO_INET as u8, 0);
 /// Messages between the batch's begin and end.
 #[derive(Debug)]
 pub(crate) struct Batch {
+    /// The table that it is about.
+    table: &'static str,
     messages: Messages,
     /// Where the newest message starts; the last one asks for the kernel's answer.
     last_start: usize,
@@ -46,7 +48,7 @@ impl Batch {
     pub(crate) fn new(first: u32) -> Self {
         let mut messages = Messages::new(first);
         messages.push(BATCH_BEGIN, REQUEST, &generic(0, SUBSYSTEM >> 8), |_| ());
-        Self { messages, last_start: 0, last: first }
+        Self { table: TABLE, messages, last_start: 0, last: first }
     }
 
     /// Ends it. The second value is the number of the message that the kernel answers when it has committed.
@@ -62,15 +64,26 @@ impl Batch {
     }
 
     /// Makes the table where there is none.
-    pub(crate) fn add_table(&mut self) {
-        self.push(NEW_TABLE, CREATE, |a| a.string(1, TABLE));
+    fn add_table(&mut self) {
+        let table = self.table;
+        self.push(NEW_TABLE, CREATE, |a| a.string(1, table));
+    }
+
+    /// Makes a table of another name with all that ours has, and removes it again: succeeds where the kernel knows all of
+    /// it, and leaves nothing.
+    pub(crate) fn try_table(&mut self, chains: &[Chain]) {
+        self.table = super::TRIAL;
+        self.replace_table(chains);
+        self.delete_table();
+        self.table = TABLE;
     }
 
     /// Changes nothing, and fails where the table or one of its base chains is gone.
     pub(crate) fn touch_chains(&mut self) {
+        let table = self.table;
         for name in ["prerouting", "output"] {
             self.push(NEW_CHAIN, 0, |a| {
-                a.string(1, TABLE);
+                a.string(1, table);
                 a.string(3, name);
             });
         }
@@ -78,7 +91,8 @@ impl Batch {
 
     /// Removes the table with all in it.
     pub(crate) fn delete_table(&mut self) {
-        self.push(DELETE_TABLE, 0, |a| a.string(1, TABLE));
+        let table = self.table;
+        self.push(DELETE_TABLE, 0, |a| a.string(1, table));
     }
 
     /// Removes whatever table of this name there is and makes it anew, with its sets (empty), chains and rules.
@@ -92,10 +106,11 @@ impl Batch {
         for chain in chains {
             self.add_chain(chain);
         }
+        let table = self.table;
         for chain in chains {
             for rule in &chain.rules {
                 self.push(NEW_RULE, CREATE | APPEND, |a| {
-                    a.string(1, TABLE);
+                    a.string(1, table);
                     a.string(2, chain.name);
                     a.nest(4, |list| rule.iter().for_each(|expr| expr.write(list)));
                 });
@@ -104,8 +119,9 @@ impl Batch {
     }
 
     fn add_chain(&mut self, chain: &Chain) {
+        let table = self.table;
         self.push(NEW_CHAIN, CREATE, |a| {
-            a.string(1, TABLE);
+            a.string(1, table);
             a.string(3, chain.name);
             if let Some((kind, hook)) = chain.hook {
                 a.nest(4, |h| {
@@ -125,8 +141,9 @@ impl Batch {
         let (kind, length) =
             if set.triple() { ((address << 12) | (12 << 6) | 13, length + 8) } else { (address, length) };
         const INTERVAL: u32 = 4;
+        let table = self.table;
         self.push(NEW_SET, CREATE, |a| {
-            a.string(1, TABLE);
+            a.string(1, table);
             a.string(2, set.name());
             a.be32(3, if set.role == Role::Cidrs { INTERVAL } else { 0 });
             a.be32(4, kind);
@@ -146,11 +163,12 @@ impl Batch {
     }
 
     fn elements(&mut self, kind: u16, flags: u16, set: Set, elements: &BTreeSet<Element>) {
+        let table = self.table;
         let mut rest = elements.iter().peekable();
         while rest.peek().is_some() {
             let chunk = rest.by_ref().take(CHUNK);
             self.push(kind, flags, |a| {
-                a.string(1, TABLE);
+                a.string(1, table);
                 a.string(2, set.name());
                 a.nest(3, |list| chunk.for_each(|element| write(element, list)));
             });

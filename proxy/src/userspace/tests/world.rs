@@ -64,7 +64,8 @@ impl Netns {
         })
     }
 
-    fn sysctl(&self, name: &'static str, value: &'static str) {
+    /// Writes a sysctl under `net`.
+    pub(super) fn sysctl(&self, name: &'static str, value: &'static str) {
         self.run(move || std::fs::write(format!("/proc/sys/net/{name}"), value).unwrap());
     }
 
