@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use sheave_model::{AppProtocol, Frontend, FrontendKind, ServiceKey, Snapshot};
+use sheave_model::{AppProtocol, Frontend, FrontendKind, Service, ServiceKey, Snapshot};
 use tokio::sync::watch;
 
 use crate::metrics::{PortCounters, ServiceMetrics};
@@ -26,6 +26,8 @@ pub(crate) struct Target {
     pub(crate) app: AppProtocol,
     /// Those that take new connections, in order; may be empty.
     pub(crate) backends: Arc<[SocketAddr]>,
+    /// Those whose flows stay with them, in order: the ready ones, and those that still serve while they end.
+    pub(crate) standing: Arc<[SocketAddr]>,
     /// The Service port's counters.
     pub(crate) counters: Arc<PortCounters>,
 }
@@ -74,12 +76,14 @@ impl View {
         let (route, state) = self.snapshot.lookup(frontend)?;
         let port = state.service.ports.get(route.port)?;
         let backends = state.backends.get(route.port)?.of(frontend.address.ip());
-        let backends = if backends.is_sorted() { backends.clone() } else { sorted(backends) };
+        let backends = if backends.is_sorted() { backends.clone() } else { sorted(backends.to_vec()) };
+        let standing = standing(&state.service, route.port, &backends, frontend.address.is_ipv4());
         Some(Target {
             service: route.service.clone(),
             kind: route.kind,
             app: port.app,
             backends,
+            standing,
             counters: self.services.of(&route.service, &port.name, port.protocol),
         })
     }
@@ -92,10 +96,16 @@ impl View {
 }
 
 /// A controller that leaves endpoints unsorted must not make sessions lose theirs.
-fn sorted(backends: &[SocketAddr]) -> Arc<[SocketAddr]> {
-    let mut sorted = backends.to_vec();
-    sorted.sort_unstable();
-    sorted.into()
+fn sorted(mut backends: Vec<SocketAddr>) -> Arc<[SocketAddr]> {
+    backends.sort_unstable();
+    backends.into()
+}
+
+/// The endpoints of a Service's port that answer, whether or not they are to get anything new.
+fn standing(service: &Service, port: usize, backends: &Arc<[SocketAddr]>, v4: bool) -> Arc<[SocketAddr]> {
+    let answers = service.endpoints.iter().filter(|e| e.address.is_ipv4() == v4 && (e.ready || e.serving));
+    let answers = sorted(answers.filter_map(|e| e.socket(port)).collect());
+    if answers == *backends { backends.clone() } else { answers }
 }
 
 #[cfg(test)]
@@ -117,7 +127,13 @@ mod tests {
         let more = a.ready("10.1.0.2", &[9090]);
         sender.send(Arc::new(store.apply(delta(vec![more])).clone())).unwrap();
         assert_eq!(view.target(&frontend).unwrap().backends.len(), 2);
+        let mut ending = service("a", "10.96.0.1").port(80).ready("10.1.0.2", &[8080]).ready("10.1.0.1", &[8080]);
+        (ending.endpoints[1].ready, ending.endpoints[1].terminating) = (false, true);
+        sender.send(Arc::new(store.apply(delta(vec![ending])).clone())).unwrap();
+        let target = view.target(&frontend).unwrap();
+        assert_eq!(&*target.backends, ["10.1.0.2:8080".parse().unwrap()]);
+        assert_eq!(&*target.standing, ["10.1.0.1:8080", "10.1.0.2:8080"].map(|a| a.parse().unwrap()));
         drop(sender);
-        assert_eq!(view.target(&frontend).unwrap().backends.len(), 2, "the last snapshot is served for ever");
+        assert_eq!(view.target(&frontend).unwrap().standing.len(), 2, "the last snapshot is served for ever");
     }
 }

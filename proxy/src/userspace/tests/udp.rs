@@ -290,3 +290,19 @@ fn wait_for(world: &World, series: &str, value: f64) {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+#[test]
+fn a_flow_stays_with_an_endpoint_that_serves_while_it_ends() {
+    let mut world = served();
+    world.apply(vec![dns().ready("10.1.0.6", &[5353])], vec![]);
+    let client = Client::new(&world.pods[0], "0.0.0.0:0");
+    assert_eq!(client.ask("10.96.0.53:53", b"x").unwrap().name, "six");
+    let mut both = dns().ready("10.1.0.6", &[5353]).ready("10.2.0.7", &[5353]);
+    (both.endpoints[0].ready, both.endpoints[0].terminating) = (false, true);
+    world.apply(vec![both.clone()], vec![]);
+    assert_eq!(client.ask("10.96.0.53:53", b"x").unwrap().name, "six");
+    assert_eq!(Client::new(&world.pods[0], "0.0.0.0:0").ask("10.96.0.53:53", b"x").unwrap().name, "seven");
+    both.endpoints[0].serving = false;
+    world.apply(vec![both], vec![]);
+    assert_eq!(client.ask("10.96.0.53:53", b"x").unwrap().name, "seven");
+}

@@ -188,7 +188,7 @@ fn session(worker: &Rc<Worker>, flow: Flow) -> Option<Arc<Session>> {
         share = Some(taken);
         begin(worker, flow, &target)
     };
-    match worker.shared.sessions.find(flow, |backend| target.backends.binary_search(&backend).is_ok(), begin) {
+    match worker.shared.sessions.find(flow, |backend| target.standing.binary_search(&backend).is_ok(), begin) {
         Ok(Found::Old(session)) => Some(session),
         Ok(Found::New(session)) => {
             metrics.accepts.inc();
