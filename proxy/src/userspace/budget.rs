@@ -21,7 +21,12 @@ pub(crate) struct Share {
 impl Budget {
     /// Nine tenths of a process's limit.
     pub(crate) fn of_limit(limit: u64) -> Arc<Self> {
-        Arc::new(Self { taken: AtomicU64::new(0), most: limit - limit / 10 })
+        Self::of(limit - limit / 10)
+    }
+
+    /// A number of anything.
+    pub(crate) fn of(most: u64) -> Arc<Self> {
+        Arc::new(Self { taken: AtomicU64::new(0), most })
     }
 
     /// Takes some, unless too few are left. All relaxed: the number orders nothing.

@@ -151,12 +151,12 @@ pub(crate) fn start(
     rules::install(options.mark_reply, options.route_table).map_err(StartError::Rules)?;
     let listeners = ListenerMetrics::new(metrics.registry())?;
     let budget = Budget::of_limit(options.descriptors.unwrap_or_else(sys::raise_descriptor_limit));
-    let most = udp::MOST.min(budget.most() as usize);
+    let most = udp::MOST.min(budget.most() as usize / 2); // the other half stays for TCP
     listeners.udp_capacity.set(most as i64);
     let shared = Arc::new(Shared {
         own_mark: options.mark_own,
         budget,
-        sessions: Sessions::new(most),
+        sessions: Sessions::new(most, udp::local_ports() / 2),
         metrics: listeners.clone(),
         services: metrics.services.clone(),
         panics: metrics.task_panics.with_label_values(&["connection"]),

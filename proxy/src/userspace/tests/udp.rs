@@ -306,3 +306,18 @@ fn a_flow_stays_with_an_endpoint_that_serves_while_it_ends() {
     world.apply(vec![both], vec![]);
     assert_eq!(client.ask("10.96.0.53:53", b"x").unwrap().name, "seven");
 }
+
+#[test]
+fn sessions_take_no_more_than_half_of_the_nodes_ports() {
+    let mut world = served();
+    world.stop();
+    world.node.sysctl("ipv4/ip_local_port_range", "40000 40009");
+    world.start();
+    world.apply(vec![dns().ready("10.1.0.6", &[5353])], vec![]);
+    let clients: Vec<_> = (0..7).map(|_| Client::new(&world.outside, "0.0.0.0:0")).collect();
+    let answered = clients.iter().filter(|client| client.ask("10.96.0.53:53", b"x").is_ok()).count();
+    assert_eq!(answered, 5);
+    assert_eq!(world.metric("sheave_listener_limited_total{protocol=\"UDP\"}"), 2.0);
+    // A pod's session holds none of them.
+    assert_eq!(Client::new(&world.pods[0], "0.0.0.0:0").ask("10.96.0.53:53", b"x").unwrap().name, "six");
+}

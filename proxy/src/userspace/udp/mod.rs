@@ -68,6 +68,17 @@ impl Turn {
     }
 }
 
+/// The ports that sockets get which ask for none: `net.ipv4.ip_local_port_range`.
+pub(crate) fn local_ports() -> u64 {
+    const LINUX: u64 = 60_999 - 32_768 + 1;
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ends = text.split_whitespace().map(str::parse::<u64>);
+    match (ends.next(), ends.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => (last + 1).saturating_sub(first),
+        _ => LINUX,
+    }
+}
+
 /// A family's transparent socket. Datagrams wait in it until somebody receives.
 ///
 /// # Errors
@@ -234,11 +245,15 @@ fn begin(worker: &Worker, flow: Flow, target: &Target) -> io::Result<Session> {
         true => match upstream(backend, Some(flow.client), mark) {
             // Its port is taken: by a session of the same client socket with another frontend, for one.
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-                upstream(backend, Some(SocketAddr::new(flow.client.ip(), 0)), mark)?
+                (upstream(backend, Some(SocketAddr::new(flow.client.ip(), 0)), mark)?, None)
             }
-            other => other?,
+            other => (other?, None),
         },
-        false => upstream(backend, None, mark)?,
+        false => {
+            // The node's programs need ports too: half of them is theirs.
+            let port = worker.shared.sessions.port().ok_or_else(|| io::Error::from_raw_os_error(libc::EMFILE))?;
+            (upstream(backend, None, mark)?, Some(port))
+        }
     };
     Ok(Session::new(flow, backend, socket, target.counters.clone()))
 }

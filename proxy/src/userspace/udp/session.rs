@@ -15,6 +15,7 @@ use socket2::Socket;
 use tokio::sync::Notify;
 
 use crate::metrics::PortCounters;
+use crate::userspace::budget::{Budget, Share};
 
 /// Idle time after which a session ends that no reply came for: nf_conntrack's `udp_timeout`.
 pub(crate) const UNREPLIED: Duration = Duration::from_secs(30);
@@ -44,15 +45,22 @@ pub(crate) struct Session {
     /// Tells the receiver that another session has taken this one's place.
     pub(crate) closed: Notify,
     socket: Arc<Socket>,
+    /// Of the node's ports, where the backend sees the node.
+    _port: Option<Share>,
     used: AtomicU64,
     replied: AtomicBool,
 }
 
 impl Session {
-    /// A new one over a connected socket.
-    pub(crate) fn new(flow: Flow, backend: SocketAddr, socket: Socket, counters: Arc<PortCounters>) -> Self {
+    /// A new one over a connected socket, which may hold one of the node's ports.
+    pub(crate) fn new(
+        flow: Flow,
+        backend: SocketAddr,
+        (socket, port): (Socket, Option<Share>),
+        counters: Arc<PortCounters>,
+    ) -> Self {
         let (used, replied) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { flow, backend, counters, closed: Notify::new(), socket: Arc::new(socket), used, replied }
+        Self { flow, backend, counters, closed: Notify::new(), socket: Arc::new(socket), _port: port, used, replied }
     }
 
     /// Its socket, connected to the backend.
@@ -81,6 +89,7 @@ pub(crate) struct Sessions {
     table: DashMap<Flow, Arc<Session>>,
     count: AtomicUsize,
     most: usize,
+    ports: Arc<Budget>,
     began: Instant,
 }
 
@@ -96,9 +105,10 @@ pub(crate) enum Found {
 }
 
 impl Sessions {
-    /// An empty table with room for `most`.
-    pub(crate) fn new(most: usize) -> Self {
-        Self { table: DashMap::new(), count: AtomicUsize::new(0), most, began: Instant::now() }
+    /// An empty table with room for `most`, of which `ports` may hold a port of the node's each.
+    pub(crate) fn new(most: usize, ports: u64) -> Self {
+        let ports = Budget::of(ports);
+        Self { table: DashMap::new(), count: AtomicUsize::new(0), most, ports, began: Instant::now() }
     }
 
     /// The time that sessions count in.
@@ -106,9 +116,9 @@ impl Sessions {
         self.began.elapsed()
     }
 
-    /// Room for sessions.
-    pub(crate) fn most(&self) -> usize {
-        self.most
+    /// One of the node's ports, unless sessions hold too many.
+    pub(crate) fn port(&self) -> Option<Share> {
+        self.ports.take(1)
     }
 
     /// The session of a flow. One whose backend `stands` denies is closed and replaced; `begin` makes a new one.
@@ -193,7 +203,7 @@ mod tests {
 
     fn session(flow: Flow, backend: SocketAddr) -> Session {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        Session::new(flow, backend, socket.into(), Arc::default())
+        Session::new(flow, backend, (socket.into(), None), Arc::default())
     }
 
     #[test]
@@ -224,7 +234,7 @@ mod tests {
         /// A flow keeps its backend while that stands, moves when it is gone, and the table never holds more than it may.
         #[test]
         fn the_table_is_a_bounded_map_that_forgets_gone_backends(steps in prop::collection::vec(step(), 0..40)) {
-            let sessions = Sessions::new(3);
+            let sessions = Sessions::new(3, 0);
             let mut reference: HashMap<u16, u16> = HashMap::new();
             let mut live: HashMap<u16, Arc<Session>> = HashMap::new();
             for step in steps {
@@ -259,7 +269,7 @@ mod tests {
 
     #[test]
     fn what_has_lost_its_place_takes_nothing_out() {
-        let sessions = Sessions::new(3);
+        let sessions = Sessions::new(3, 0);
         let flow = Flow { client: address(1), frontend: address(99) };
         let found = |gone: bool| match sessions.find(flow, |_| !gone, || Ok(session(flow, address(5)))).unwrap() {
             Found::Old(s) | Found::New(s) => s,
