@@ -23,6 +23,8 @@ pub(crate) enum Expr {
     Lookup(&'static str, u32),
     /// Loads whether the packet's socket is transparent; stops the rule where it has none.
     SocketTransparent(u32),
+    /// Loads whether the packet's socket is bound to every address (Linux 5.10); stops the rule where it has none.
+    SocketWildcard(u32),
     /// Puts bytes into a register.
     Load(u32, Vec<u8>),
     /// Hands the packet to the socket that listens at the address and port in two registers.
@@ -93,7 +95,7 @@ impl Expr {
             Self::Bits { .. } => "bitwise",
             Self::Compare { .. } => "cmp",
             Self::Lookup(..) => "lookup",
-            Self::SocketTransparent(_) => "socket",
+            Self::SocketTransparent(_) | Self::SocketWildcard(_) => "socket",
             Self::Load(..) | Self::Verdict(_) => "immediate",
             Self::Tproxy { .. } => "tproxy",
             Self::Reset | Self::Unreachable => "reject",
@@ -151,6 +153,10 @@ impl Expr {
             }
             Self::SocketTransparent(to) => {
                 d.be32(1, 0);
+                d.be32(2, WORD_0 + to);
+            }
+            Self::SocketWildcard(to) => {
+                d.be32(1, 2);
                 d.be32(2, WORD_0 + to);
             }
             Self::Load(to, value) => {

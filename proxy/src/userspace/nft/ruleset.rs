@@ -135,8 +135,9 @@ fn serve(marks: Marks, port: u16) -> Vec<Vec<Expr>> {
         rule([family(v4), l4(protocol.number().into()), steps, mark(marks.take), accept()])
     };
     vec![
-        // A connection that a program of this node had on an address and port before they became a frontend's.
-        rule([tcp_not_syn(), transparent(false), accept()]),
+        // A connection that a program of this node had on an address and port before they became a frontend's; a listener
+        // there on any address had none.
+        rule([tcp_not_syn(), transparent(false), wildcard(false), accept()]),
         tproxy(Protocol::Tcp, true),
         tproxy(Protocol::Udp, true),
         tproxy(Protocol::Tcp, false),
@@ -148,7 +149,7 @@ fn serve(marks: Marks, port: u16) -> Vec<Vec<Expr>> {
 
 fn refuse() -> Vec<Vec<Expr>> {
     vec![
-        rule([tcp_not_syn(), transparent(false), accept()]),
+        rule([tcp_not_syn(), transparent(false), wildcard(false), accept()]),
         rule([l4(libc::IPPROTO_TCP), vec![Expr::Reset]]),
         rule([vec![Expr::Unreachable]]),
     ]
@@ -221,6 +222,11 @@ fn family(v4: bool) -> Vec<Expr> {
 
 fn transparent(yes: bool) -> Vec<Expr> {
     vec![Expr::SocketTransparent(0), is(0, yes.into())]
+}
+
+/// Whether the packet's socket is bound to every address.
+fn wildcard(yes: bool) -> Vec<Expr> {
+    vec![Expr::SocketWildcard(0), is(0, yes.into())]
 }
 
 fn tcp_not_syn() -> Vec<Expr> {
