@@ -27,6 +27,8 @@ pub(crate) struct ListenerMetrics {
     pub(crate) udp_sessions: IntGauge,
     /// Sessions that the table has room for.
     pub(crate) udp_capacity: IntGauge,
+    /// Replies to UDP clients that could not be sent.
+    pub(crate) udp_lost: IntCounter,
     /// Pipes that splicing connections hold right now.
     pub(crate) pipes: IntGauge,
     /// Transactions that the kernel refused.
@@ -71,6 +73,13 @@ impl ListenerMetrics {
             udp: of("UDP"),
             udp_sessions: gauge("sheave_udp_sessions", "UDP sessions of the userspace path.")?,
             udp_capacity: gauge("sheave_udp_sessions_capacity", "UDP sessions that the table has room for.")?,
+            udp_lost: registered(
+                registry,
+                IntCounter::new(
+                    "sheave_udp_replies_lost_total",
+                    "Replies to UDP clients that the kernel did not take: no room, no route, or dropped by a firewall.",
+                )?,
+            )?,
             pipes: gauge("sheave_listener_pipes", "Pipes that TCP connections hold while bytes are in flight.")?,
             table_errors: registered(
                 registry,

@@ -356,5 +356,7 @@ fn pass(worker: &Worker, session: &Session, batch: &ReceiveBatch) {
     session.touch(worker.shared.sessions.now(), true);
     let bytes: usize = batch.datagrams().map(|d| d.payload.len()).sum();
     session.counters.bytes(Direction::Out, bytes as u64);
-    worker.replies.send(session.flow.frontend, session.flow.client, batch.datagrams().map(|d| d.payload));
+    let payloads = batch.datagrams().map(|d| d.payload);
+    let lost = worker.replies.send(session.flow.frontend, session.flow.client, payloads);
+    worker.shared.metrics.udp_lost.inc_by(lost);
 }

@@ -7,7 +7,10 @@ use std::net::SocketAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::packet::{self, Head};
-use crate::userspace::sys::{BATCH, Outgoing, send_batch};
+use crate::userspace::sys::{self, BATCH, Outgoing, send_batch};
+
+/// Bytes that may wait for links, of all sessions of a thread together; as much as may wait to be received.
+const SEND_BUFFER: i32 = 4 << 20;
 
 /// A thread's raw sockets. They receive nothing, whatever comes.
 #[derive(Debug)]
@@ -26,6 +29,7 @@ impl Replies {
         let open = |domain| {
             let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::from(libc::IPPROTO_RAW)))?;
             socket.set_mark(mark)?;
+            sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER)?;
             io::Result::Ok(socket)
         };
         let v6 = match open(Domain::IPV6) {
@@ -40,9 +44,15 @@ impl Replies {
     }
 
     /// Sends payloads from a frontend to a client. What doesn't fit the link is sent in fragments; what the system has no
-    /// room for is lost, as datagrams are.
-    pub(crate) fn send<'a>(&self, frontend: SocketAddr, client: SocketAddr, payloads: impl Iterator<Item = &'a [u8]>) {
-        let Some(socket) = self.socket(client) else { return };
+    /// room for is lost, as datagrams are. Returns how many were.
+    pub(crate) fn send<'a>(
+        &self,
+        frontend: SocketAddr,
+        client: SocketAddr,
+        payloads: impl Iterator<Item = &'a [u8]>,
+    ) -> u64 {
+        let Some(socket) = self.socket(client) else { return payloads.count() as u64 };
+        let mut lost = 0;
         let to = Some(without_port(client));
         let packets: Vec<(Head, &[u8])> =
             payloads.map(|payload| (packet::datagram(frontend, client, payload), payload)).collect();
@@ -54,25 +64,28 @@ impl Replies {
                 let sent = match send_batch(socket, rest) {
                     Ok(count) => count.max(1),
                     Err(e) if e.raw_os_error() == Some(libc::EMSGSIZE) => {
-                        self.send_fragments(socket, frontend, client, first.body);
+                        lost += u64::from(!self.send_fragments(socket, frontend, client, first.body));
                         1
                     }
                     Err(e) => {
                         tracing::debug!(%client, %frontend, error = %e, "a reply was lost");
+                        lost += 1;
                         1
                     }
                 };
                 rest = &rest[sent..];
             }
         }
+        lost
     }
 
-    fn send_fragments(&self, socket: &Socket, frontend: SocketAddr, client: SocketAddr, payload: &[u8]) {
+    /// False where one was lost, and the datagram with it.
+    fn send_fragments(&self, socket: &Socket, frontend: SocketAddr, client: SocketAddr, payload: &[u8]) -> bool {
         let id = self.fragment.get().wrapping_add(1);
         self.fragment.set(id);
-        for fragment in packet::fragments(frontend, client, payload, id) {
-            let _ = socket.send_to(&fragment, &without_port(client).into()); // lost, as datagrams are
-        }
+        packet::fragments(frontend, client, payload, id)
+            .into_iter()
+            .all(|fragment| socket.send_to(&fragment, &without_port(client).into()).is_ok())
     }
 
     /// Tells a client that nobody listens behind a frontend.
