@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use sheave_model::Snapshot;
+use imbl::OrdMap;
+use sheave_model::{ClusterFacts, ContentHash, NodeFacts, ServiceKey, ServiceState, Snapshot};
 use tokio::sync::watch;
 
 use super::{SharedIdentity, save};
@@ -39,31 +40,68 @@ pub(crate) async fn keep(mut keeper: Keeper) {
         known = complete.wait_for(|complete| *complete) => if known.is_err() { return },
         _ = shutdown.stopped() => return,
     }
-    let mut dirty = true;
+    let mut saved: Option<Content> = None;
+    let mut revision = 0;
+    let mut tried = tokio::time::Instant::now();
     loop {
-        let pause = if dirty { keeper.save_now().await } else { Duration::ZERO };
-        dirty = tokio::select! {
-            () = tokio::time::sleep(pause) => false,
-            _ = shutdown.stopped() => break,
-        };
+        let snapshot = keeper.snapshots.borrow_and_update().clone();
+        let content = Content::of(&snapshot);
+        // A heartbeat raises the revision and changes nothing else.
+        let due = tried.elapsed() >= REFRESH || saved.as_ref().is_none_or(|saved| !saved.is(&content));
+        let mut pause = Duration::ZERO;
+        if due {
+            let (written, wait) = keeper.save_now(snapshot.clone()).await;
+            (tried, pause) = (tokio::time::Instant::now(), wait);
+            saved = written.then_some(content);
+            revision = if written { snapshot.revision } else { 0 };
+        }
         tokio::select! {
-            changed = keeper.snapshots.changed() => match changed {
-                Ok(()) => dirty = true,
-                Err(_) => break,
-            },
-            () = tokio::time::sleep(REFRESH) => dirty = true,
+            () = tokio::time::sleep(pause) => {}
+            _ = shutdown.stopped() => break,
+        }
+        tokio::select! {
+            changed = keeper.snapshots.changed() => if changed.is_err() { break },
+            () = tokio::time::sleep_until(tried + REFRESH) => {}
             _ = shutdown.stopped() => break,
         }
     }
-    if dirty || keeper.snapshots.has_changed().unwrap_or(false) {
-        keeper.save_now().await;
+    let last = keeper.snapshots.borrow_and_update().clone();
+    if last.revision != revision {
+        keeper.save_now(last).await;
+    }
+}
+
+/// What a file holds of a snapshot, but for its view and age. Shares what the snapshot shares.
+struct Content {
+    services: OrdMap<ServiceKey, Arc<ServiceState>>,
+    node: Option<(ContentHash, Arc<NodeFacts>)>,
+    cluster: Option<(ContentHash, Arc<ClusterFacts>)>,
+}
+
+impl Content {
+    fn of(snapshot: &Snapshot) -> Self {
+        Self { services: snapshot.services.clone(), node: snapshot.node.clone(), cluster: snapshot.cluster.clone() }
+    }
+
+    /// Whether it is the very same. Looks at pointers only: what was replaced by its like is saved once too often.
+    fn is(&self, other: &Self) -> bool {
+        self.services.ptr_eq(&other.services)
+            && same(self.node.as_ref(), other.node.as_ref())
+            && same(self.cluster.as_ref(), other.cluster.as_ref())
+    }
+}
+
+fn same<T>(one: Option<&(ContentHash, Arc<T>)>, other: Option<&(ContentHash, Arc<T>)>) -> bool {
+    match (one, other) {
+        (Some((_, one)), Some((_, other))) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
     }
 }
 
 impl Keeper {
-    /// Saves, and returns how long to wait before the next time.
-    async fn save_now(&mut self) -> Duration {
-        let snapshot = self.snapshots.borrow_and_update().clone();
+    /// Saves; returns whether it could, and how long to wait before the next time.
+    async fn save_now(&self, snapshot: Arc<Snapshot>) -> (bool, Duration) {
         let (path, identity, confirmed) = (self.path.clone(), self.identity.clone(), (self.confirmed)());
         let started = Instant::now();
         let saved = tokio::task::spawn_blocking(move || save(&path, &snapshot, &identity, confirmed)).await;
@@ -72,11 +110,12 @@ impl Keeper {
             Ok(Err(error)) => Some(error.to_string()),
             Err(error) => Some(error.to_string()),
         };
+        let written = error.is_none();
         if let Some(error) = error {
             self.metrics.disk_errors.inc();
             tracing::warn!(file = %self.path.display(), error, "the snapshot can't be saved; is the disk full?");
         }
-        INTERVAL.max(started.elapsed() * PAUSE_FACTOR)
+        (written, INTERVAL.max(started.elapsed() * PAUSE_FACTOR))
     }
 }
 
@@ -86,24 +125,55 @@ mod tests {
     use crate::disk::{Identity, load};
     use crate::store::tests::{delta, service};
     use crate::supervise::Stop;
-    use sheave_model::Store;
+    use sheave_model::{Delta, Store};
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
 
-    #[tokio::test]
-    async fn nothing_is_saved_before_it_is_complete_and_the_last_state_is_saved_at_the_end() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("snapshot");
-        let identity = Arc::new(Identity { node: "n1".into(), boot_id: "b".into(), netns_cookie: 1 });
-        let snapshots = watch::Sender::new(Arc::new(Snapshot::default()));
-        let complete = watch::Sender::new(false);
-        let keeper = Keeper {
-            path: path.clone(),
-            identity: identity.clone(),
+    fn keeper(path: &Path, snapshots: &watch::Sender<Arc<Snapshot>>, complete: &watch::Sender<bool>) -> Keeper {
+        Keeper {
+            path: path.to_owned(),
+            identity: Arc::new(Identity { node: "n1".into(), boot_id: "b".into(), netns_cookie: 1 }),
             snapshots: snapshots.subscribe(),
             complete: complete.subscribe(),
             confirmed: Arc::new(SystemTime::now),
             metrics: Metrics::new().unwrap(),
             shutdown: Shutdown::new(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heartbeats_do_not_write_the_file_anew_but_changes_and_time_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshot");
+        let mut store = Store::default();
+        store.apply(delta(vec![service("a", "10.0.0.1")]));
+        let snapshots = watch::Sender::new(Arc::new(store.snapshot().clone()));
+        tokio::spawn(keep(keeper(&path, &snapshots, &watch::Sender::new(true))));
+        // Each save makes a new file and renames it, so the file's number changes.
+        let number = async || {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            std::fs::metadata(&path).unwrap().ino()
         };
+        let first = number().await;
+        for _ in 0..5 {
+            snapshots.send_replace(Arc::new(store.apply(Delta::default()).clone()));
+            assert_eq!(number().await, first);
+        }
+        snapshots.send_replace(Arc::new(store.apply(delta(vec![service("b", "10.0.0.2")])).clone()));
+        let second = number().await;
+        assert_ne!(second, first);
+        tokio::time::sleep(REFRESH).await;
+        assert_ne!(number().await, second);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_saved_before_it_is_complete_and_the_last_state_is_saved_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshot");
+        let snapshots = watch::Sender::new(Arc::new(Snapshot::default()));
+        let complete = watch::Sender::new(false);
+        let keeper = keeper(&path, &snapshots, &complete);
+        let identity = keeper.identity.clone();
         let shutdown = keeper.shutdown.clone();
         let task = tokio::spawn(keep(keeper));
         tokio::time::sleep(Duration::from_millis(50)).await;
