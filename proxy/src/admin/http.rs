@@ -1,7 +1,6 @@
 //! The HTTP/1.1 servers under the pages: bounded connections, bounded patience, and a busy port tried again.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,7 +27,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Serves one TCP listener until everything stops. A busy port is tried again for as long as it takes.
 pub(crate) async fn serve_tcp(admin: Admin, listener: Listener) {
     let (Listener::Admin(address) | Listener::Health(address)) = listener else { return };
-    let socket = bind(&admin, address).await;
+    let socket = patiently(&admin, &address.to_string(), || TcpListener::bind(address)).await;
     let Some(socket) = socket else { return };
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -44,16 +43,20 @@ pub(crate) async fn serve_tcp(admin: Admin, listener: Listener) {
     }
 }
 
-async fn bind(admin: &Admin, address: SocketAddr) -> Option<TcpListener> {
+/// Tries until it can listen, or until everything stops.
+async fn patiently<T, F>(admin: &Admin, address: &str, mut bind: impl FnMut() -> F) -> Option<T>
+where
+    F: Future<Output = std::io::Result<T>>,
+{
     let mut told = false;
     loop {
-        match TcpListener::bind(address).await {
+        match bind().await {
             Ok(socket) => {
-                tracing::info!(%address, "listening");
+                tracing::info!(address, "listening");
                 return Some(socket);
             }
             Err(error) if !told => {
-                tracing::warn!(%address, %error, "can't listen yet, trying again every second");
+                tracing::warn!(address, %error, "can't listen yet, trying again every second");
                 told = true;
             }
             Err(_) => {}
@@ -68,13 +71,8 @@ async fn bind(admin: &Admin, address: SocketAddr) -> Option<TcpListener> {
 /// Serves the unix socket until everything stops. Only its owner may connect.
 pub(crate) async fn serve_unix(admin: Admin, listener: Listener) {
     let Listener::Socket(path) = &listener else { return };
-    let socket = match bind_private(path) {
-        Ok(socket) => socket,
-        Err(error) => {
-            tracing::error!(path = %path.display(), %error, "no admin socket; see --admin-socket");
-            return;
-        }
-    };
+    let bind = || std::future::ready(bind_private(path));
+    let Some(socket) = patiently(&admin, &path.display().to_string(), bind).await else { return };
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
@@ -138,6 +136,20 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_that_cannot_be_made_yet_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("later");
+        let path = folder.join("admin.sock");
+        let admin = crate::admin::tests::admin();
+        tokio::spawn(serve_unix(admin, Listener::Socket(path.clone())));
+        tokio::time::sleep(RETRY * 3).await;
+        assert!(!path.exists());
+        std::fs::create_dir(&folder).unwrap();
+        tokio::time::sleep(RETRY * 2).await;
+        tokio::net::UnixStream::connect(&path).await.unwrap();
+    }
 
     #[tokio::test]
     async fn only_the_owner_may_connect_and_a_leftover_is_replaced() {
