@@ -90,29 +90,3 @@ pub struct View {
     /// The newest resourceVersion seen, for each kind of object.
     pub versions: BTreeMap<String, u64>,
 }
-
-impl View {
-    /// Whether nothing in `other` is newer than what this view has seen. Views of different sources are never comparable.
-    pub fn reaches(&self, other: &Self) -> bool {
-        self.source == other.source
-            && other.versions.iter().all(|(kind, version)| self.versions.get(kind).is_some_and(|mine| mine >= version))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn view(source: &str, versions: &[(&str, u64)]) -> View {
-        View { source: source.into(), versions: versions.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect() }
-    }
-
-    #[test]
-    fn a_view_reaches_another_of_its_source_when_no_kind_lags() {
-        let newest = view("a", &[("Pod", 7), ("Service", 3)]);
-        assert!(newest.reaches(&view("a", &[("Pod", 7)])));
-        assert!(!newest.reaches(&view("a", &[("Pod", 8)])));
-        assert!(!newest.reaches(&view("a", &[("Node", 1)])));
-        assert!(!newest.reaches(&view("b", &[])));
-    }
-}
