@@ -10,6 +10,7 @@ mod choose;
 mod delta;
 mod facts;
 mod frontend;
+mod names;
 mod service;
 mod snapshot;
 

@@ -11,7 +11,7 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::{
     Claim, ClusterFacts, ContentHash, Delta, Frontend, FrontendKind, NodeFacts, Resource, ResourceKey, Service,
-    ServiceKey, View, choose, claims,
+    ServiceKey, View, choose, claims, names::Names,
 };
 
 /// Where a frontend leads.
@@ -147,12 +147,13 @@ fn least_claim(frontend: Frontend) -> Claim {
 #[derive(Debug, Default)]
 pub struct Store {
     now: Snapshot,
+    names: Names,
 }
 
 impl Store {
     /// A store that holds a snapshot's content.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self { now: snapshot }
+        Self { now: snapshot, names: Names::default() }
     }
 
     /// The state after the last delta.
@@ -194,7 +195,19 @@ impl Store {
         &self.now
     }
 
-    fn upsert(&mut self, hash: ContentHash, service: Service) {
+    /// Gives back what decoding took too much: a Service is kept for long, and there are many.
+    fn compact(&mut self, service: &mut Service) {
+        self.names.share(&mut service.key.namespace);
+        service.endpoints.shrink_to_fit();
+        for endpoint in &mut service.endpoints {
+            for name in [&mut endpoint.node, &mut endpoint.zone].into_iter().flatten() {
+                self.names.share(name);
+            }
+        }
+    }
+
+    fn upsert(&mut self, hash: ContentHash, mut service: Service) {
+        self.compact(&mut service);
         let node = self.node();
         let key = service.key.clone();
         let mine = claims(&service, &node);
