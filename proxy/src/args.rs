@@ -37,6 +37,9 @@ pub(crate) struct NodeArgs {
     /// A folder of this node's own: lock, snapshot, admin socket.
     #[arg(long, env = "SHEAVE_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: PathBuf,
+    /// Where /debug and the log level are served [default: STATE-DIR/admin.sock].
+    #[arg(long, env = "SHEAVE_ADMIN_SOCKET", value_name = "PATH")]
+    pub(crate) admin_socket: Option<PathBuf>,
     /// Mark (one or more bits) of packets that go to our listeners.
     #[arg(long, env = "SHEAVE_MARK_REPLY", value_name = "0x..", default_value = "0x00100000", value_parser = mark)]
     pub(crate) mark_reply: u32,
@@ -77,9 +80,6 @@ pub(crate) struct RunArgs {
     /// Where health alone is served, as kube-proxy does.
     #[arg(long, env = "SHEAVE_HEALTH", value_name = "IP:PORT", default_value = "0.0.0.0:10256")]
     pub(crate) health: SocketAddr,
-    /// Where /debug and the log level are served [default: STATE-DIR/admin.sock].
-    #[arg(long, env = "SHEAVE_ADMIN_SOCKET", value_name = "PATH")]
-    pub(crate) admin_socket: Option<PathBuf>,
     /// Addresses on which NodePorts answer [default: the Node's own].
     #[arg(long, env = "SHEAVE_NODE_ADDRESSES", value_name = "IP", value_delimiter = ',')]
     pub(crate) node_addresses: Vec<IpAddr>,

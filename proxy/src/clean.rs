@@ -1,5 +1,6 @@
 //! `sheave-proxy clean`: takes everything of ours off this node. Doing it twice is doing it once.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::config::NodeConfig;
@@ -16,10 +17,48 @@ pub(crate) fn clean(node: &NodeConfig) -> anyhow::Result<ExitCode> {
         }
         Err(error) => return Ok(refused(&error.to_string())),
     };
-    datapath::clean(node)?;
-    let files = ["snapshot", "snapshot.part", "snapshot.damaged", "admin.sock", "admin.sock.new"];
-    lock::remove_files(&files.map(|name| node.state_dir.join(name)))?;
+    // Each step is done whether or not another could be, so that as little as possible stays.
+    let mut errors = datapath::clean(node);
+    errors.extend(lock::remove_files(&files(node)));
     drop(lock);
+    if !errors.is_empty() {
+        let lines: Vec<String> = errors.iter().map(|error| format!("{error:#}")).collect();
+        anyhow::bail!("something of ours is left: {}", lines.join("; "));
+    }
     tracing::info!(node = node.name, "nothing of ours is left in this node's kernel");
     Ok(ExitCode::SUCCESS)
+}
+
+/// All that a proxy keeps on disk, but for the lock.
+fn files(node: &NodeConfig) -> Vec<PathBuf> {
+    let snapshots = ["snapshot", "snapshot.part", "snapshot.damaged"].map(|name| node.state_dir.join(name));
+    let mut half_made = node.admin_socket.as_os_str().to_owned();
+    half_made.push(".new");
+    snapshots.into_iter().chain([node.admin_socket.clone(), half_made.into()]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Command, tests::parse};
+
+    #[test]
+    fn a_file_that_cannot_be_removed_keeps_no_other_and_the_socket_goes_wherever_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, socket) = (dir.path().join("state"), dir.path().join("elsewhere.sock"));
+        std::fs::create_dir(&state).unwrap();
+        let flag = format!("--admin-socket={}", socket.display());
+        let Command::Run(run) = parse(&["--controller=unix:/x", &flag]).unwrap().command else { panic!("not run") };
+        let mut node = NodeConfig::try_from(run.node).unwrap();
+        node.state_dir = state.clone();
+        // Not a file, so it can't be removed as one.
+        std::fs::create_dir(state.join("snapshot")).unwrap();
+        std::fs::write(state.join("snapshot.part"), "").unwrap();
+        std::fs::write(&socket, "").unwrap();
+
+        let errors = lock::remove_files(&files(&node));
+        assert_eq!(errors.len(), 1);
+        assert!(format!("{:#}", errors[0]).contains("snapshot"));
+        assert!(!socket.exists() && !state.join("snapshot.part").exists());
+    }
 }

@@ -68,6 +68,7 @@ pub(crate) struct NodeConfig {
     pub(crate) cgroup: PathBuf,
     pub(crate) bpffs: PathBuf,
     pub(crate) state_dir: PathBuf,
+    pub(crate) admin_socket: PathBuf,
     pub(crate) mark_reply: u32,
     pub(crate) mark_own: u32,
     pub(crate) route_table: u32,
@@ -88,7 +89,6 @@ pub(crate) struct Config {
     pub(crate) datapath: Datapath,
     pub(crate) admin: SocketAddr,
     pub(crate) health: SocketAddr,
-    pub(crate) admin_socket: PathBuf,
     /// Empty: those of the node's facts.
     pub(crate) node_addresses: Vec<IpAddr>,
     pub(crate) threads: usize,
@@ -140,6 +140,7 @@ impl TryFrom<NodeArgs> for NodeConfig {
             name: args.node_name,
             cgroup: args.cgroup,
             bpffs: args.bpffs,
+            admin_socket: args.admin_socket.unwrap_or_else(|| args.state_dir.join("admin.sock")),
             state_dir: args.state_dir,
             mark_reply: args.mark_reply,
             mark_own: args.mark_own,
@@ -173,7 +174,6 @@ impl TryFrom<RunArgs> for Config {
             _ => return Err(ConfigError::Threads(threads)),
         }
         Ok(Self {
-            admin_socket: args.admin_socket.unwrap_or_else(|| node.state_dir.join("admin.sock")),
             node,
             controllers,
             tls_dir: args.tls_dir,
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn the_admin_socket_lies_in_the_state_folder() {
         let config = config(&["--controller=unix:/x,10.0.0.1:15010", "--tls-dir=/t"]).unwrap();
-        assert_eq!(config.admin_socket, Path::new("/s/admin.sock"));
+        assert_eq!(config.node.admin_socket, Path::new("/s/admin.sock"));
         assert_eq!(config.controllers.len(), 2);
         let dumped = serde_json::to_value(&config).unwrap();
         assert_eq!(dumped["datapath"], "auto");

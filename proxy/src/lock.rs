@@ -81,18 +81,16 @@ pub(crate) async fn acquire(state_dir: &Path, mut waiting: impl FnMut(Option<u32
     }
 }
 
-/// Removes what this program keeps in its state folder, for `clean`; what isn't there is no error.
-///
-/// # Errors
-/// Where a file can't be removed.
-pub(crate) fn remove_files(paths: &[PathBuf]) -> io::Result<()> {
-    for path in paths {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+/// Removes what this program keeps on disk, for `clean`, as far as it can; returns what went wrong. That something isn't
+/// there is no error.
+pub(crate) fn remove_files(paths: &[PathBuf]) -> Vec<anyhow::Error> {
+    let remove = |path: &PathBuf| match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Some(anyhow::Error::new(error).context(format!("{} can't be removed", path.display())))
         }
-    }
-    Ok(())
+        _ => None,
+    };
+    paths.iter().filter_map(remove).collect()
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ impl Parts {
             state.datapath = Some((choice.mode, choice.reason));
         });
         self.admin.own(store.snapshots.clone(), running.refresh.clone());
-        let (admin, socket) = (self.admin.clone(), Listener::Socket(self.config.admin_socket.clone()));
+        let (admin, socket) = (self.admin.clone(), Listener::Socket(self.config.node.admin_socket.clone()));
         self.supervisor
             .spawn("admin-socket", Policy::Restart, move || admin::serve_unix(admin.clone(), socket.clone()));
         let (freshness, snapshots, programmed) =

@@ -200,14 +200,12 @@ fn userspace_options(node: &NodeConfig, threads: usize) -> userspace::Options {
     }
 }
 
-/// Removes everything of ours from this node's kernel.
-///
-/// # Errors
-/// What could not be removed. That something is not there is no error.
-pub(crate) fn clean(node: &NodeConfig) -> anyhow::Result<()> {
+/// Removes everything of ours from this node's kernel, as far as that can be done; returns what went wrong. That something
+/// is not there is no error.
+pub(crate) fn clean(node: &NodeConfig) -> Vec<anyhow::Error> {
     // The hooks first: what they no longer translate still meets the listeners' table, and then nothing.
     let programs = kernel::remove(node).context("programs and pins can't be removed");
     let table =
         userspace::clean(&userspace_options(node, 1)).context("the nftables table, rules and routes can't be removed");
-    programs.and(Ok(())).and(table)
+    [programs.err(), table.err()].into_iter().flatten().collect()
 }
