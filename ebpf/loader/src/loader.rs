@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{HashMap, Map as AyaMap, MapData, MapError as AyaMapError, PerCpuArray};
@@ -81,8 +82,8 @@ pub struct Loader {
     pub(crate) slots: Table<SlotKey, SlotRow>,
     pub(crate) backends: ById<BackendRow>,
     pub(crate) targets: ById<TargetRow>,
-    pub(crate) flows: Table<FlowKey, FlowRow>,
-    pub(crate) replies: Table<ReplyKey, ReplyRow>,
+    pub(crate) flows: Arc<Table<FlowKey, FlowRow>>,
+    pub(crate) replies: Arc<Table<ReplyKey, ReplyRow>>,
     pub(crate) stats: PerCpuArray<MapData, u64>,
     pub(crate) capacities: Vec<(Map, u32)>,
 }
@@ -145,8 +146,8 @@ impl Loader {
             slots: take(ebpf, Map::SLOTS)?,
             backends: take(ebpf, Map::BACKENDS)?,
             targets: take(ebpf, Map::TARGETS)?,
-            flows: take(ebpf, Map::FLOWS)?,
-            replies: take(ebpf, Map::REPLIES)?,
+            flows: Arc::new(take(ebpf, Map::FLOWS)?),
+            replies: Arc::new(take(ebpf, Map::REPLIES)?),
             stats: take(ebpf, Map::STATS)?,
             capacities,
         })

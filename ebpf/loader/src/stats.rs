@@ -55,12 +55,8 @@ impl Loader {
         }
     }
 
-    /// How full each map is that has a size to outgrow. Rows of Services are as many as the reconciler says it wrote; those
-    /// of flows, which programs write, are counted by walking the map: some milliseconds when it is full.
-    ///
-    /// # Errors
-    /// When a map can't be read.
-    pub fn fill(&self, usage: &sheave_reconcile::Usage) -> Result<Vec<Fill>, Error> {
+    /// How full the maps of Services are: their rows are as many as the reconciler says it wrote.
+    pub fn fill(&self, usage: &sheave_reconcile::Usage) -> Vec<Fill> {
         let mut fill = Vec::new();
         for &(map, capacity) in &self.capacities {
             let entries = match map {
@@ -68,13 +64,30 @@ impl Loader {
                 Map::SLOTS => usage.slots,
                 Map::BACKENDS => usage.backends,
                 Map::TARGETS => usage.targets,
-                Map::FLOWS => self.flows.keys().take(capacity as usize).count(),
-                Map::REPLIES => self.replies.keys().take(capacity as usize).count(),
                 _ => continue,
             };
             fill.push(Fill { map: map.name, entries: entries as u64, capacity: u64::from(capacity) });
         }
-        Ok(fill)
+        fill
+    }
+
+    /// Counts the rows of the maps of flows, which programs write, by walking them: a system call for each row, so tens of
+    /// milliseconds when they are full. That is why it is something to be called on another thread.
+    pub fn flow_fill(&self) -> impl FnOnce() -> Vec<Fill> + Send + use<> {
+        let (flows, replies, capacities) = (self.flows.clone(), self.replies.clone(), self.capacities.clone());
+        move || {
+            let mut fill = Vec::new();
+            for (map, capacity) in capacities {
+                // Programs go on writing meanwhile, and then a walk may begin anew: it ends at the map's size.
+                let entries = match map {
+                    Map::FLOWS => flows.keys().take(capacity as usize).count(),
+                    Map::REPLIES => replies.keys().take(capacity as usize).count(),
+                    _ => continue,
+                };
+                fill.push(Fill { map: map.name, entries: entries as u64, capacity: u64::from(capacity) });
+            }
+            fill
+        }
     }
 }
 

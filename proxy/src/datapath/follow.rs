@@ -4,46 +4,20 @@
 //! snapshots, time and a kernel together. It runs on a thread of its own: filling maps takes a while, and neither the
 //! stream nor the health page should wait for it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sheave_abi::Counter;
-pub(crate) use sheave_loader::Fill;
 use sheave_model::Snapshot;
-use sheave_reconcile::{Maps, Reconciler, Report, Usage};
-use tokio::sync::{mpsc, oneshot, watch};
+use sheave_reconcile::{Reconciler, Report};
+use tokio::sync::{mpsc, watch};
 
-use crate::metrics::{Metrics, Path};
+use super::scrape::{Kernel, Numbers, Scrape};
+use crate::metrics::Metrics;
 use crate::supervise::Shutdown;
 
 /// Tries after which a revision counts as programmed although some rows could not be written: their frontends are then
 /// left to the listeners, which serve them, and are tried again for as long as it takes.
 const ATTEMPTS: u32 = 3;
-
-/// Maps that also count.
-pub(crate) trait Kernel: Maps {
-    /// The node-wide counters, summed over all CPUs.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    fn counters(&self) -> anyhow::Result<Vec<(Counter, u64)>>;
-
-    /// Connections of a target since it was made.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    fn connections(&self, target: u32) -> anyhow::Result<u64>;
-
-    /// How full the maps are, of which `usage` rows are ours.
-    ///
-    /// # Errors
-    /// What the kernel said.
-    fn fill(&self, usage: &Usage) -> anyhow::Result<Vec<Fill>>;
-}
-
-/// Asks the loop to bring its numbers into the metrics; answered when that is done.
-pub(crate) type Scrape = oneshot::Sender<()>;
 
 /// What the loop is given.
 pub(crate) struct Follow {
@@ -66,17 +40,14 @@ pub(crate) struct Follower<K> {
     follow: Follow,
     /// Revision of the snapshot that was last given to the reconciler.
     written: u64,
-    counters: HashMap<Index, u64>,
-    connections: HashMap<u32, u64>,
+    numbers: Numbers,
 }
-
-/// A [`Counter`] by its index.
-type Index = u32;
 
 impl<K: Kernel> Follower<K> {
     /// A loop over `kernel`, whose maps hold what `reconciler` says.
     pub(crate) fn new(kernel: K, reconciler: Reconciler, follow: Follow) -> Self {
-        Self { kernel, reconciler, follow, written: 0, counters: HashMap::new(), connections: HashMap::new() }
+        let numbers = Numbers::new(follow.metrics.clone());
+        Self { kernel, reconciler, follow, written: 0, numbers }
     }
 
     /// Runs until everything stops. The maps stay as they are then.
@@ -95,25 +66,31 @@ impl<K: Kernel> Follower<K> {
             self.follow.programmed.send_replace(file);
         }
         while self.follow.hold {
-            let scrape = tokio::select! {
-                complete = self.follow.complete.wait_for(|complete| *complete) => {
-                    if complete.is_err() {
-                        return;
-                    }
-                    self.follow.hold = false;
+            let complete = tokio::select! {
+                biased;
+                complete = self.follow.complete.wait_for(|complete| *complete) => Some(complete.is_ok()),
+                () = tokio::task::yield_now(), if self.numbers.are_read() => {
+                    self.numbers.read_on(&self.kernel, &self.reconciler);
                     None
                 }
-                scrape = self.follow.scrapes.recv() => scrape,
+                Some(scrape) = self.follow.scrapes.recv(), if !self.numbers.are_read() => {
+                    self.numbers.read(&self.kernel, &self.reconciler, scrape);
+                    None
+                }
             };
-            if let Some(scrape) = scrape {
-                self.scrape(scrape);
+            match complete {
+                Some(true) => self.follow.hold = false,
+                Some(false) => return,
+                None => {}
             }
         }
         self.update();
         loop {
             let wake = self.reconciler.poll_timeout();
             let sleep = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now).into());
+            // Snapshots before everything else; a scrape is read a slice at a time whenever nothing else is to be done.
             tokio::select! {
+                biased;
                 changed = self.follow.snapshots.changed() => match changed {
                     Ok(()) => self.update(),
                     Err(_) => return,
@@ -122,7 +99,12 @@ impl<K: Kernel> Follower<K> {
                     let report = self.reconciler.handle_timeout(Instant::now(), &mut self.kernel);
                     self.take_note(&report);
                 }
-                Some(scrape) = self.follow.scrapes.recv() => self.scrape(scrape),
+                () = tokio::task::yield_now(), if self.numbers.are_read() => {
+                    self.numbers.read_on(&self.kernel, &self.reconciler);
+                }
+                Some(scrape) = self.follow.scrapes.recv(), if !self.numbers.are_read() => {
+                    self.numbers.read(&self.kernel, &self.reconciler, scrape);
+                }
             }
         }
     }
@@ -155,63 +137,33 @@ impl<K: Kernel> Follower<K> {
             self.follow.programmed.send_if_modified(|now| std::mem::replace(now, revision) != revision);
         }
     }
-
-    fn scrape(&mut self, done: Scrape) {
-        if let Err(error) = self.read_counters() {
-            tracing::warn!(error = %format!("{error:#}"), "the kernel's counters can't be read");
-        }
-        // Whoever asked may have gone meanwhile.
-        let _ = done.send(());
-    }
-
-    fn read_counters(&mut self) -> anyhow::Result<()> {
-        let metrics = self.follow.metrics.clone();
-        for (counter, total) in self.kernel.counters()? {
-            let grown = grown(&mut self.counters, counter as u32, total);
-            match counter {
-                Counter::TcpV4 => metrics.hook_translations.with_label_values(&["ipv4", "TCP"]).inc_by(grown),
-                Counter::TcpV6 => metrics.hook_translations.with_label_values(&["ipv6", "TCP"]).inc_by(grown),
-                Counter::UdpV4 => metrics.hook_translations.with_label_values(&["ipv4", "UDP"]).inc_by(grown),
-                Counter::UdpV6 => metrics.hook_translations.with_label_values(&["ipv6", "UDP"]).inc_by(grown),
-                Counter::Refused => metrics.hook_refused.inc_by(grown),
-                Counter::Missed => metrics.hook_passed.with_label_values(&["missed"]).inc_by(grown),
-                Counter::Listener => metrics.hook_passed.with_label_values(&["listener"]).inc_by(grown),
-                Counter::Untracked => metrics.hook_passed.with_label_values(&["untracked"]).inc_by(grown),
-            }
-        }
-        for (target, key) in self.reconciler.targets() {
-            let grown = grown(&mut self.connections, target, self.kernel.connections(target)?);
-            if grown > 0 {
-                metrics.services.of(&key.service, &key.port, key.protocol).connections(Path::Hook, grown);
-            }
-        }
-        self.connections.retain(|target, _| self.reconciler.target_of(*target).is_some());
-        for fill in self.kernel.fill(&self.reconciler.usage())? {
-            metrics.map_entries.with_label_values(&[fill.map]).set(i64::try_from(fill.entries).unwrap_or(i64::MAX));
-            metrics.map_capacity.with_label_values(&[fill.map]).set(i64::try_from(fill.capacity).unwrap_or(i64::MAX));
-        }
-        Ok(())
-    }
-}
-
-/// By how much a counter has grown since it was last read. One that became smaller was made anew.
-fn grown(last: &mut HashMap<u32, u64>, key: u32, total: u64) -> u64 {
-    let before = last.insert(key, total).unwrap_or_default();
-    if total >= before { total - before } else { total }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::scrape::{Fill, FlowFill};
+    use crate::metrics::Path;
     use crate::store::tests::{delta, service};
     use crate::supervise::Stop;
+    use sheave_abi::Counter;
     use sheave_model::Store;
-    use sheave_reconcile::{Fake, MapError, MapOp};
+    use sheave_reconcile::{Fake, MapError, MapOp, Maps, Usage};
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+    use tokio::sync::oneshot;
 
     /// A fake kernel that the test can look into while the loop owns it.
     #[derive(Clone)]
-    struct Shared(Arc<Mutex<Fake>>, Meanwhile);
+    struct Shared(Arc<Mutex<Fake>>, Meanwhile, Arc<Watched>);
+
+    /// How long reading a target's counter takes, in microseconds, and how often flows were counted.
+    #[derive(Default)]
+    struct Watched {
+        read: AtomicU64,
+        counted: AtomicU64,
+    }
 
     /// Something that happens at each write.
     type Meanwhile = Arc<Mutex<Option<Box<dyn FnMut() + Send>>>>;
@@ -233,11 +185,17 @@ mod tests {
         }
 
         fn connections(&self, target: u32) -> anyhow::Result<u64> {
+            std::thread::sleep(Duration::from_micros(self.2.read.load(Ordering::Relaxed)));
             Ok(if self.0.lock().unwrap().targets.contains_key(&target) { 3 } else { 0 })
         }
 
-        fn fill(&self, usage: &Usage) -> anyhow::Result<Vec<Fill>> {
-            Ok(vec![Fill { map: "frontends", entries: usage.frontends as u64, capacity: 10 }])
+        fn fill(&self, usage: &Usage) -> Vec<Fill> {
+            vec![Fill { map: "frontends", entries: usage.frontends as u64, capacity: 10 }]
+        }
+
+        fn flow_fill(&self) -> FlowFill {
+            self.2.counted.fetch_add(1, Ordering::Relaxed);
+            Box::new(|| vec![Fill { map: "flows", entries: 7, capacity: 10 }])
         }
     }
 
@@ -255,7 +213,7 @@ mod tests {
     impl World {
         fn start(fake: Fake, hold: bool) -> Self {
             let reconciler = Reconciler::new(&fake.restored());
-            let fake = Shared(Arc::new(Mutex::new(fake)), Arc::default());
+            let fake = Shared(Arc::new(Mutex::new(fake)), Arc::default(), Arc::default());
             let (snapshots, complete) = (watch::Sender::new(Arc::default()), watch::Sender::new(false));
             let (programmed, revision) = watch::channel(0);
             let (scrapes, queue) = mpsc::channel(1);
@@ -282,7 +240,7 @@ mod tests {
 
         async fn programmed(&mut self, revision: u64) {
             let waited = self.programmed.wait_for(|now| *now == revision);
-            tokio::time::timeout(std::time::Duration::from_secs(10), waited).await.unwrap().unwrap();
+            tokio::time::timeout(Duration::from_secs(10), waited).await.unwrap().unwrap();
         }
     }
 
@@ -302,10 +260,30 @@ mod tests {
         assert_eq!(world.metrics.hook_translations.with_label_values(&["ipv4", "TCP"]).get(), 5);
         assert_eq!(world.metrics.hook_refused.get(), 2);
         assert_eq!(world.metrics.map_entries.with_label_values(&["frontends"]).get(), 2);
+        assert_eq!(world.metrics.map_entries.with_label_values(&["flows"]).get(), 7);
+        assert_eq!(world.fake.2.counted.load(Ordering::Relaxed), 1, "the second scrape came at once");
         let service = service("a", "10.0.0.1");
         let counters = world.metrics.services.existing(&service.key, &service.ports[0].name, service.ports[0].protocol);
         assert_eq!(counters.unwrap().connections_total(Path::Hook), 3);
         world.shutdown.stop(Stop::Asked);
+    }
+
+    #[tokio::test]
+    async fn a_long_scrape_holds_up_no_snapshot() {
+        let mut world = World::start(Fake::new(Instant::now()), false);
+        let names: Vec<_> = (1..=200).map(|n| (format!("s{n}"), format!("10.0.0.{n}"))).collect();
+        world.publish(&names.iter().map(|(name, ip)| (name.as_str(), ip.as_str())).collect::<Vec<_>>());
+        world.programmed(1).await;
+        world.fake.2.read.store(1000, Ordering::Relaxed);
+        let (done, mut answered) = oneshot::channel();
+        world.scrapes.send(done).await.unwrap();
+        while world.scrapes.capacity() == 0 {
+            tokio::task::yield_now().await;
+        }
+        world.publish(&[("another", "10.0.1.1")]);
+        world.programmed(2).await;
+        assert!(answered.try_recv().is_err(), "the snapshot came first");
+        tokio::time::timeout(Duration::from_secs(60), answered).await.unwrap().unwrap();
     }
 
     #[tokio::test]
@@ -349,7 +327,7 @@ mod tests {
         let mut world = World::start(fake, true);
         tokio::task::yield_now().await;
         world.publish(&[("a", "10.0.0.1")]);
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(world.fake.0.lock().unwrap().frontends, rows);
         assert_eq!(*world.programmed.borrow(), 0, "only what the store started with counts as programmed");
         world.complete.send_replace(true);

@@ -5,7 +5,7 @@ use sheave_abi::Counter;
 use sheave_loader::{Error, Loader, Options, Sizes};
 use sheave_reconcile::{Restored, Usage};
 
-use super::follow::{Fill, Kernel};
+use super::scrape::{Fill, FlowFill, Kernel};
 use crate::config::NodeConfig;
 
 impl Kernel for Loader {
@@ -18,8 +18,12 @@ impl Kernel for Loader {
         Ok(self.connections(target)?)
     }
 
-    fn fill(&self, usage: &Usage) -> anyhow::Result<Vec<Fill>> {
-        Ok(self.fill(usage)?)
+    fn fill(&self, usage: &Usage) -> Vec<Fill> {
+        self.fill(usage)
+    }
+
+    fn flow_fill(&self) -> FlowFill {
+        Box::new(self.flow_fill())
     }
 }
 

@@ -3,6 +3,7 @@
 mod follow;
 mod kernel;
 mod merge;
+mod scrape;
 
 use std::sync::Arc;
 
@@ -20,7 +21,8 @@ use crate::metrics::Metrics;
 use crate::store::StoreHandle;
 use crate::supervise::{Stop, Supervisor};
 use crate::userspace::{self, Userspace};
-use follow::{Follow, Follower, Scrape};
+use follow::{Follow, Follower};
+use scrape::Scrape;
 
 /// Scrapes that may wait for the loop; more are answered without the kernel's numbers.
 const SCRAPES: usize = 4;

@@ -144,7 +144,7 @@ fn a_full_map_is_told_from_other_errors_and_sizes_are_adopted() {
         assert_eq!(report.failures[0].error, MapError::Full { map: "slots", capacity: 2 });
         world.options.sizes.slots = 1000;
         let node = world.node()?;
-        let fill = node.loader.fill(&node.reconciler.usage())?;
+        let fill = node.loader.fill(&node.reconciler.usage());
         let slots = fill.iter().find(|fill| fill.map == "slots").unwrap();
         assert_eq!((slots.entries, slots.capacity), (1, 2));
         Ok(())
