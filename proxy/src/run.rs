@@ -108,10 +108,11 @@ impl Parts {
         let (admin, socket) = (self.admin.clone(), Listener::Socket(self.config.node.admin_socket.clone()));
         self.supervisor
             .spawn("admin-socket", Policy::Restart, move || admin::serve_unix(admin.clone(), socket.clone()));
-        let (freshness, snapshots, programmed) =
-            (self.admin.freshness.clone(), store.snapshots.clone(), running.programmed.clone());
-        self.supervisor
-            .spawn("health", Policy::Restart, move || freshness.clone().follow(snapshots.clone(), programmed.clone()));
+        let (freshness, programmed) = (self.admin.freshness.clone(), running.programmed.clone());
+        let (snapshots, complete) = (store.snapshots.clone(), store.complete.clone());
+        self.supervisor.spawn("health", Policy::Restart, move || {
+            freshness.clone().follow(snapshots.clone(), programmed.clone(), complete.clone())
+        });
         let keeper = self.start_keeper(&store, identity);
         let client = Client {
             node: self.config.node.name.clone(),
