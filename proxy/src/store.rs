@@ -1,6 +1,7 @@
 //! The task that owns the model's `Store`: applies deltas in order and publishes one snapshot for all that were queued.
 //!
-//! Decoding is done by who sends; nothing here waits for anything but the next delta.
+//! Decoding is done by who sends; nothing here waits for anything but the next delta. Without a file nothing is published
+//! before all of a controller's state has come: what an earlier process left in the kernel is better than a part of it.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -43,7 +44,12 @@ pub(crate) struct StoreTask {
     options: Options,
     changes: mpsc::Receiver<Change>,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    received: watch::Sender<Arc<Snapshot>>,
     complete: watch::Sender<bool>,
+    /// Whether there was a file, or all of a controller's state has come.
+    whole: bool,
+    #[cfg(test)]
+    published: usize,
     metrics: Metrics,
     status: Status,
     told: BTreeSet<(Claim, ServiceKey)>,
@@ -53,7 +59,10 @@ pub(crate) struct StoreTask {
 #[derive(Clone)]
 pub(crate) struct StoreHandle {
     pub(crate) changes: mpsc::Sender<Change>,
+    /// What the data paths should have.
     pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// What has come, though it may only be a part yet: what Hello names.
+    pub(crate) received: watch::Receiver<Arc<Snapshot>>,
     /// Whether all of a controller's state has come since this process started.
     pub(crate) complete: watch::Receiver<bool>,
 }
@@ -67,14 +76,17 @@ impl StoreTask {
             options,
             changes,
             snapshots: watch::Sender::new(Arc::default()),
+            received: watch::Sender::new(Arc::default()),
             complete: watch::Sender::new(false),
+            whole: disk.is_some(),
+            #[cfg(test)]
+            published: 0,
             metrics,
             status,
             told: BTreeSet::new(),
         };
-        let first = disk.unwrap_or_default();
-        if !first.upserts.is_empty() || !task.options.node_addresses.is_empty() {
-            let mut first = first;
+        if task.whole || !task.options.node_addresses.is_empty() {
+            let mut first = disk.unwrap_or_default();
             if !task.options.node_addresses.is_empty()
                 && !first.upserts.iter().any(|u| matches!(u.resource, Resource::Node(_)))
             {
@@ -84,13 +96,21 @@ impl StoreTask {
             task.apply(first);
             task.publish();
         }
-        let handle =
-            StoreHandle { changes: sender, snapshots: task.snapshots.subscribe(), complete: task.complete.subscribe() };
+        let handle = StoreHandle {
+            changes: sender,
+            snapshots: task.snapshots.subscribe(),
+            received: task.received.subscribe(),
+            complete: task.complete.subscribe(),
+        };
         (task, handle)
     }
 
     /// Applies until no sender is left.
     pub(crate) async fn run(mut self) {
+        self.follow().await;
+    }
+
+    async fn follow(&mut self) {
         while let Some(first) = self.changes.recv().await {
             let mut complete = self.accept(first);
             // At most once round the queue, so that a flood can't hold back what is there.
@@ -98,6 +118,7 @@ impl StoreTask {
                 let Ok(change) = self.changes.try_recv() else { break };
                 complete |= self.accept(change);
             }
+            self.whole |= complete;
             self.publish();
             // After the snapshot: who waits for completeness then reads a snapshot that is complete.
             if complete && !self.complete.send_replace(true) {
@@ -143,7 +164,15 @@ impl StoreTask {
         let snapshot = self.store.snapshot();
         self.metrics.revision_received.set(i64::try_from(snapshot.revision).unwrap_or(i64::MAX));
         self.metrics.frontends_shadowed.set(i64::try_from(snapshot.shadowed()).unwrap_or(i64::MAX));
-        self.snapshots.send_replace(Arc::new(snapshot.clone()));
+        let snapshot = Arc::new(snapshot.clone());
+        self.received.send_replace(snapshot.clone());
+        if self.whole {
+            self.snapshots.send_replace(snapshot);
+            #[cfg(test)]
+            {
+                self.published += 1;
+            }
+        }
     }
 
     /// Says once which Service keeps a frontend that another wants too.
@@ -219,7 +248,9 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn what_is_queued_is_published_at_once_and_each_hears_its_revision() {
-        let (task, handle) = StoreTask::new(options(&[]), None, Metrics::new().unwrap(), Status::default());
+        let disk = Some(Delta::default());
+        let (mut task, handle) = StoreTask::new(options(&[]), disk, Metrics::new().unwrap(), Status::default());
+        let before = task.published;
         let mut heard = Vec::new();
         for n in 0..QUEUE {
             let (applied, revision) = oneshot::channel();
@@ -231,12 +262,29 @@ pub(crate) mod tests {
         let complete = handle.complete.clone();
         snapshots.mark_unchanged();
         drop(handle);
-        task.run().await;
-        assert_eq!(snapshots.borrow_and_update().revision, QUEUE as u64);
+        task.follow().await;
+        assert_eq!(task.published, before + 1);
+        assert_eq!(snapshots.borrow_and_update().revision, QUEUE as u64 + 1);
         assert!(*complete.borrow());
         for (n, revision) in heard.into_iter().enumerate() {
-            assert_eq!(revision.await.unwrap(), n as u64 + 1);
+            assert_eq!(revision.await.unwrap(), n as u64 + 2);
         }
+    }
+
+    #[tokio::test]
+    async fn without_a_file_a_part_of_the_first_series_is_held_and_not_published() {
+        let addresses = options(&["192.0.2.7"]);
+        let (task, handle) = StoreTask::new(addresses, None, Metrics::new().unwrap(), Status::default());
+        tokio::spawn(task.run());
+        for (name, ip, complete) in [("a", "10.0.0.1", false), ("b", "10.0.0.2", true)] {
+            assert_eq!(handle.snapshots.borrow().revision, 0);
+            let (applied, revision) = oneshot::channel();
+            let change = Change { delta: delta(vec![service(name, ip)]), complete, applied };
+            handle.changes.send(change).await.unwrap();
+            revision.await.unwrap();
+            assert!(handle.received.borrow().services.contains_key(&ServiceKey::new("ns", name)));
+        }
+        assert_eq!(handle.snapshots.borrow().services.len(), 2);
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub(super) struct Stream<'a> {
 impl<'a> Stream<'a> {
     /// A stream to `endpoint`, left where its view is older than this turn allows.
     pub(super) fn new(client: &'a Client, endpoint: String, turn: Turn) -> Self {
-        let view = client.store.snapshots.borrow().view.clone();
+        let view = client.store.received.borrow().view.clone();
         Self { client, endpoint, turn, view, series: FirstSeries::default(), acks: Acks::default() }
     }
 
@@ -76,7 +76,7 @@ impl<'a> Stream<'a> {
     /// Runs it.
     pub(super) async fn run(&mut self, channel: Channel) -> End {
         let (outbound, queue) = mpsc::channel(OUTBOUND);
-        let hello = hello(&self.client.node, &self.client.store.snapshots.borrow());
+        let hello = hello(&self.client.node, &self.client.store.received.borrow());
         if outbound.send(hello).await.is_err() {
             return self.end("its queue closed".to_owned());
         }

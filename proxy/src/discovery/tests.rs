@@ -310,6 +310,23 @@ async fn parts_of_the_first_series_are_acknowledged_before_they_are_programmed()
 }
 
 #[tokio::test]
+async fn a_part_of_the_first_series_is_named_after_a_cut_though_nothing_was_published() {
+    let world = World::new(1);
+    let mut controller = Controller::start(&world.socket(0));
+    let mut session = controller.session().await;
+    session.hello().await;
+    let mut part = update(1, 1, vec![upsert(service("a", "10.0.0.1"))]);
+    part.last_of_initial = false;
+    session.send(part).await;
+    session.ack().await;
+    drop(session);
+    let mut session = controller.session().await;
+    let hello = session.hello().await;
+    assert_eq!((hello.known.len(), hello.view.unwrap().versions["Pod"]), (1, 1));
+    assert_eq!(world.client.store.snapshots.borrow().revision, 0);
+}
+
+#[tokio::test]
 async fn removals_wait_for_the_end_of_the_first_series() {
     let mut world = World::new(1);
     world.programs_at_once();
