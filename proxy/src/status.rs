@@ -53,10 +53,18 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Time since a controller confirmed what is served: 0 while a stream is up.
+    /// Time since a controller confirmed what is served. While a stream is up that is the age of the replica's own view,
+    /// and at most the time between two of its messages more.
     pub(crate) fn age(&self) -> Option<Duration> {
-        let since = if self.controller.is_some() { SystemTime::now() } else { self.confirmed? };
-        Some(SystemTime::now().duration_since(since).unwrap_or_default())
+        Some(SystemTime::now().duration_since(self.confirmed?).unwrap_or_default())
+    }
+
+    /// A replica whose view has this age has sent all that it knows.
+    pub(crate) fn confirm(&mut self, age: Duration) {
+        let now = SystemTime::now();
+        let seen = now.checked_sub(age).unwrap_or(UNIX_EPOCH);
+        // What a fresher replica has confirmed stays so; what seems to come from the future says that the clock went back.
+        self.confirmed = self.confirmed.filter(|before| *before <= now).max(Some(seen));
     }
 
     /// Why this node can't be relied on yet, given the revision that every data path has; nothing where it can.
@@ -141,6 +149,20 @@ mod tests {
         assert!(reason().contains("first snapshot"));
         status.update(|s| s.first = Some(3));
         assert_eq!(reason(), "");
+    }
+
+    #[test]
+    fn the_age_is_that_of_the_freshest_view() {
+        let mut state = State { controller: Some("unix:/x".to_owned()), ..State::default() };
+        assert_eq!(state.age(), None);
+        let minutes = |state: &State| state.age().unwrap().as_secs() / 60;
+        for (age, expected) in [(120, 120), (5, 5), (60, 5), (0, 0)] {
+            state.confirm(Duration::from_secs(age * 60));
+            assert_eq!(minutes(&state), expected);
+        }
+        state.confirmed = Some(SystemTime::now() + Duration::from_secs(3600));
+        state.confirm(Duration::from_secs(600));
+        assert_eq!(minutes(&state), 10, "the clock went back");
     }
 
     #[test]

@@ -12,7 +12,6 @@ mod stream;
 mod tests;
 
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -83,11 +82,7 @@ impl Client {
         let end = stream.run(channel).await;
         self.metrics.stream_connected.set(0);
         self.metrics.acks_pending.set(0);
-        self.status.update(|state| {
-            if state.controller.take().is_some() {
-                state.confirmed = Some(SystemTime::now());
-            }
-        });
+        self.status.update(|state| state.controller = None);
         // The next Hello must name all that was handed to the store, or a removal in between would never be told.
         stream.settle().await;
         end

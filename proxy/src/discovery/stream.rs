@@ -1,7 +1,7 @@
 //! One stream, from Hello to its end.
 
 use std::fmt;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use sheave_api::{Decoded, MAX_MESSAGE_BYTES, decode_update, known, proto, view_to_proto};
 use sheave_model::{ResourceKey, Snapshot, View};
@@ -191,10 +191,7 @@ impl<'a> Stream<'a> {
         self.client.metrics.stream_connected.set(1);
         let endpoint = self.endpoint.clone();
         tracing::info!(controller = endpoint, "in step with the controller");
-        self.client.status.update(|state| {
-            state.confirmed = Some(SystemTime::now());
-            state.controller = Some(endpoint);
-        });
+        self.client.status.update(|state| state.controller = Some(endpoint));
     }
 
     /// Says and counts what can't be taken in, and makes the answers.

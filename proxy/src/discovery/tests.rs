@@ -310,6 +310,35 @@ async fn parts_of_the_first_series_are_acknowledged_before_they_are_programmed()
 }
 
 #[tokio::test]
+async fn a_view_that_is_old_is_not_in_step_and_its_age_is_shown() {
+    let world = World::new(2);
+    world.programs_at_once();
+    let old = |nonce| {
+        let mut old = update(nonce, 1, vec![upsert(service("a", "10.0.0.1"))]);
+        let view = View { source: "s".into(), versions: [("Pod".to_owned(), 1)].into() };
+        old.view = Some(view_to_proto(&view, Duration::from_secs(7200)));
+        old
+    };
+    let mut first = Controller::start(&world.socket(0));
+    let mut session = first.session().await;
+    session.hello().await;
+    session.send(old(1)).await;
+    let mut second = Controller::start(&world.socket(1));
+    let mut session = second.session().await;
+    assert!(world.client.status.get().controller.is_none(), "never in step with the first");
+    session.hello().await;
+    session.send(old(1)).await;
+    // Both are as old, so the first of them serves in the end.
+    let mut session = first.session().await;
+    session.hello().await;
+    session.send(old(1)).await;
+    session.ack().await;
+    let state = world.client.status.get();
+    assert!(state.controller.is_some());
+    assert!(state.age().unwrap() >= Duration::from_secs(7200));
+}
+
+#[tokio::test]
 async fn a_part_of_the_first_series_is_named_after_a_cut_though_nothing_was_published() {
     let world = World::new(1);
     let mut controller = Controller::start(&world.socket(0));
