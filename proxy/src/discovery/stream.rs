@@ -19,6 +19,9 @@ use crate::store::Change;
 
 /// How long a replica may take from Hello to its first Update. It waits up to 10 s for its caches.
 const FIRST_UPDATE: Duration = Duration::from_secs(20);
+/// A controller that owes no answer says something every 30 s; three times as long means that it no longer works, though
+/// its machine still answers for it.
+pub(super) const SILENCE: Duration = Duration::from_secs(90);
 /// Messages to the controller that may be queued.
 const OUTBOUND: usize = 16;
 
@@ -83,7 +86,7 @@ impl<'a> Stream<'a> {
         let mut api = proto::discovery_client::DiscoveryClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let deadline = tokio::time::Instant::now() + FIRST_UPDATE;
+        let mut deadline = tokio::time::Instant::now() + FIRST_UPDATE;
         let opened = tokio::time::timeout_at(deadline, api.stream(ReceiverStream::new(queue))).await;
         let mut inbound = match opened {
             Ok(Ok(response)) => response.into_inner(),
@@ -96,7 +99,10 @@ impl<'a> Stream<'a> {
             let ready = self.acks.ready(*programmed.borrow_and_update());
             tokio::select! {
                 permit = outbound.reserve(), if ready => match permit {
-                    Ok(permit) => self.acknowledge(permit),
+                    Ok(permit) => {
+                        self.acknowledge(permit);
+                        deadline = tokio::time::Instant::now() + SILENCE;
+                    }
                     Err(_) => return self.end("it no longer takes messages".to_owned()),
                 },
                 changed = programmed.changed(), if !ready => if changed.is_err() {
@@ -108,11 +114,16 @@ impl<'a> Stream<'a> {
                         if let Some(end) = self.receive(message).await {
                             return end;
                         }
+                        deadline = tokio::time::Instant::now() + SILENCE;
                     }
                     Ok(None) => return self.end("the controller closed it".to_owned()),
                     Err(status) => return self.end(status_text(&status)),
                 },
-                () = tokio::time::sleep_until(deadline), if !heard => return self.end("no Update came".to_owned()),
+                // While an answer is owed, the controller is silent as well.
+                () = tokio::time::sleep_until(deadline), if self.acks.len() == 0 => {
+                    let why = if heard { "nothing came for too long" } else { "no Update came" };
+                    return self.end(why.to_owned());
+                }
             }
         }
     }
@@ -180,11 +191,17 @@ impl<'a> Stream<'a> {
             self.acks.push(Pending::new(nonce, nacks, observed, revision));
         }
         self.client.metrics.acks_pending.set(i64::try_from(self.acks.len()).unwrap_or(i64::MAX));
+        if !self.series.is_over() {
+            return None;
+        }
+        self.client.status.update(|state| state.confirm(age));
+        if self.turn.oldest.is_some_and(|oldest| age > oldest) {
+            return Some(End::Old(age));
+        }
         if complete {
             self.completed();
         }
-        let too_old = self.series.is_over() && self.turn.oldest.is_some_and(|oldest| age > oldest);
-        too_old.then_some(End::Old(age))
+        None
     }
 
     fn completed(&self) {

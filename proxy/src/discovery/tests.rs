@@ -16,6 +16,7 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status as GrpcStatus, Streaming};
 
 use super::Client;
+use super::stream::SILENCE;
 use crate::config::Endpoint;
 use crate::metrics::Metrics;
 use crate::status::{Source, Status};
@@ -307,6 +308,23 @@ async fn parts_of_the_first_series_are_acknowledged_before_they_are_programmed()
     session.silent().await;
     world.programmed.send_replace(2);
     assert_eq!(session.ack().await.nonce, 2);
+}
+
+#[tokio::test]
+async fn a_controller_that_falls_silent_is_left_for_the_next() {
+    let world = World::new(2);
+    world.programs_at_once();
+    let (mut silent, mut next) = (Controller::start(&world.socket(0)), Controller::start(&world.socket(1)));
+    let mut session = silent.session().await;
+    session.hello().await;
+    session.send(update(1, 1, vec![upsert(service("a", "10.0.0.1"))])).await;
+    session.ack().await;
+    // The HTTP/2 connection stands all the time.
+    tokio::time::pause();
+    tokio::time::advance(SILENCE + Duration::from_secs(1)).await;
+    tokio::time::resume();
+    let mut session = next.session().await;
+    assert_eq!(session.hello().await.known.len(), 1);
 }
 
 #[tokio::test]
