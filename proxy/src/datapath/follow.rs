@@ -158,9 +158,10 @@ mod tests {
     #[derive(Clone)]
     struct Shared(Arc<Mutex<Fake>>, Meanwhile, Arc<Watched>);
 
-    /// How long reading a target's counter takes, in microseconds, and how often flows were counted.
+    /// How long reading a target's counter takes in microseconds, how many were read, and how often flows were counted.
     #[derive(Default)]
     struct Watched {
+        takes: AtomicU64,
         read: AtomicU64,
         counted: AtomicU64,
     }
@@ -185,7 +186,8 @@ mod tests {
         }
 
         fn connections(&self, target: u32) -> anyhow::Result<u64> {
-            std::thread::sleep(Duration::from_micros(self.2.read.load(Ordering::Relaxed)));
+            std::thread::sleep(Duration::from_micros(self.2.takes.load(Ordering::Relaxed)));
+            self.2.read.fetch_add(1, Ordering::Relaxed);
             Ok(if self.0.lock().unwrap().targets.contains_key(&target) { 3 } else { 0 })
         }
 
@@ -274,10 +276,15 @@ mod tests {
         let names: Vec<_> = (1..=200).map(|n| (format!("s{n}"), format!("10.0.0.{n}"))).collect();
         world.publish(&names.iter().map(|(name, ip)| (name.as_str(), ip.as_str())).collect::<Vec<_>>());
         world.programmed(1).await;
-        world.fake.2.read.store(1000, Ordering::Relaxed);
+        // The first one also counts flows, on another thread; the second has the loop's thread to itself.
+        let (done, answered) = oneshot::channel();
+        world.scrapes.send(done).await.unwrap();
+        answered.await.unwrap();
+        let before = world.fake.2.read.load(Ordering::Relaxed);
+        world.fake.2.takes.store(1000, Ordering::Relaxed);
         let (done, mut answered) = oneshot::channel();
         world.scrapes.send(done).await.unwrap();
-        while world.scrapes.capacity() == 0 {
+        while world.fake.2.read.load(Ordering::Relaxed) == before {
             tokio::task::yield_now().await;
         }
         world.publish(&[("another", "10.0.1.1")]);
