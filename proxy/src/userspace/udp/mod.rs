@@ -110,19 +110,20 @@ pub(crate) async fn serve(worker: Rc<Worker>, socket: Socket) -> io::Result<()> 
     let mut turn = Turn::default();
     loop {
         let mut ready = socket.ready(sys::DATAGRAMS).await?;
-        let mut batch = worker.buffers.0.borrow_mut();
-        let over = match ready.try_io(|socket| batch.receive(socket.get_ref().socket())) {
-            Ok(Ok(count)) => {
-                forward(&worker, &batch);
-                turn.over(count)
+        let over = {
+            let mut batch = worker.buffers.0.borrow_mut();
+            match ready.try_io(|socket| batch.receive(socket.get_ref().socket())) {
+                Ok(Ok(count)) => {
+                    forward(&worker, &batch);
+                    turn.over(count)
+                }
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, "receiving from clients");
+                    turn.over(BATCH)
+                }
+                Err(_) => turn.rest(), // nothing there: waits for more
             }
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "receiving from clients");
-                turn.over(BATCH)
-            }
-            Err(_) => turn.rest(), // nothing there: waits for more
         };
-        drop(batch);
         if over {
             tokio::task::yield_now().await;
         }
@@ -314,19 +315,20 @@ async fn receive(worker: Rc<Worker>, session: Arc<Session>, _share: Share) {
         tokio::select! {
             ready = socket.ready(sys::DATAGRAMS) => {
                 let Ok(mut ready) = ready else { return };
-                let mut batch = worker.buffers.0.borrow_mut();
-                let over = match ready.try_io(|socket| batch.receive(socket.get_ref().socket())) {
-                    Ok(Ok(count)) => {
-                        pass(worker, session, &batch);
-                        turn.over(count)
+                let over = {
+                    let mut batch = worker.buffers.0.borrow_mut();
+                    match ready.try_io(|socket| batch.receive(socket.get_ref().socket())) {
+                        Ok(Ok(count)) => {
+                            pass(worker, session, &batch);
+                            turn.over(count)
+                        }
+                        Ok(Err(error)) => {
+                            lost(worker, session, &error);
+                            turn.over(BATCH)
+                        }
+                        Err(_) => turn.rest(), // nothing there: waits for more
                     }
-                    Ok(Err(error)) => {
-                        lost(worker, session, &error);
-                        turn.over(BATCH)
-                    }
-                    Err(_) => turn.rest(), // nothing there: waits for more
                 };
-                drop(batch);
                 if over {
                     tokio::task::yield_now().await;
                 }

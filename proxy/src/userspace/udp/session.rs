@@ -185,7 +185,8 @@ impl Sessions {
     }
 
     /// Sessions in the table.
-    pub(crate) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 }
