@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use sheave_harness::cluster::{Cluster, DataPath};
-use sheave_harness::metrics;
 use sheave_harness::wait::until;
 use sheave_harness::world::Node;
+use sheave_harness::{metrics, sys};
 
 use crate::check::SOON;
 
@@ -23,16 +24,25 @@ fn entries_of(node: &Node, path: DataPath) -> Result<Entries> {
     let metrics = metrics::proxy(node)?;
     let mut entries = Entries::new();
     if path == DataPath::Ebpf {
-        for line in metrics.lines("sheave_map_entries{") {
-            if let Some((name, value)) = line.rsplit_once(' ') {
-                entries.insert(name.to_owned(), value.parse()?);
-            }
-        }
-        ensure!(!entries.is_empty(), "no sheave_map_entries on {}", node.name);
+        pinned(&node.bpffs, &mut entries)?;
+        ensure!(!entries.is_empty(), "no map is pinned on {}", node.name);
     }
     entries.insert("UDP sessions".to_owned(), metrics.sum("sheave_udp_sessions", &[]));
     entries.insert("nftables set elements".to_owned(), set_elements(node)? as f64);
     Ok(entries)
+}
+
+/// Rows of every hash table that is pinned below a folder, read from the kernel.
+fn pinned(folder: &Path, entries: &mut Entries) -> Result<()> {
+    for entry in fs::read_dir(folder)?.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            pinned(&path, entries)?;
+        } else if let Ok(Some(rows)) = sys::pinned_rows(&path) {
+            entries.insert(format!("rows of map {}", entry.file_name().to_string_lossy()), rows as f64);
+        }
+    }
+    Ok(())
 }
 
 /// Elements of all sets of the product's table, counted by `nft` itself.
@@ -53,7 +63,6 @@ pub(crate) fn gone(cluster: &Cluster, before: &[Entries]) -> Result<()> {
         let now = entries(cluster)?;
         for (now, before) in now.iter().zip(before) {
             for (what, count) in now {
-                // Flow tables may be emptier than before, never fuller.
                 let was = before.get(what).copied().unwrap_or(0.0);
                 ensure!(*count <= was, "{what}: {count}, before the first case {was}");
             }

@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -213,4 +213,47 @@ pub fn attached_programs(cgroup: &File, attach_type: u32) -> io::Result<u32> {
     // SAFETY: query is a live, fully initialised bpf_attr of the length given; with prog_ids 0 the kernel only counts.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<ProgQuery>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(query.prog_count) }
+}
+
+/// A `bpf(2)` call with a `union bpf_attr` of which the first words matter here.
+fn bpf(command: libc::c_int, words: &mut [u64; 16]) -> io::Result<libc::c_long> {
+    // SAFETY: words is a live, writable attr of the length given; pointers in it are to live memory of the callers.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, words.as_mut_ptr(), size_of_val(words)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// How many rows a pinned map holds, counted by walking its keys; none where it is no hash table, whose rows always exist.
+pub fn pinned_rows(pin: &Path) -> io::Result<Option<u64>> {
+    /// `BPF_MAP_GET_NEXT_KEY`, `BPF_OBJ_GET`, `BPF_OBJ_GET_INFO_BY_FD`.
+    const NEXT_KEY: libc::c_int = 4;
+    const GET: libc::c_int = 7;
+    const INFO: libc::c_int = 15;
+    const HASHES: [u32; 4] = [1, 5, 9, 10]; // BPF_MAP_TYPE_HASH, PERCPU_HASH, LRU_HASH, LRU_PERCPU_HASH
+    let path = c_string(pin)?;
+    let descriptor = bpf(GET, &mut attr([path.as_ptr() as u64, 0, 0]))?;
+    // SAFETY: the kernel has just made this descriptor for this process, and nobody else has it.
+    let map = unsafe { OwnedFd::from_raw_fd(i32::try_from(descriptor).unwrap_or(-1)) };
+    // struct bpf_map_info begins with type, id, key_size.
+    let mut info = [0_u32; 64];
+    let head = u64::from(map.as_raw_fd().unsigned_abs()) | (size_of_val(&info) as u64) << 32;
+    bpf(INFO, &mut attr([head, info.as_mut_ptr() as u64, 0]))?;
+    if !HASHES.contains(&info[0]) {
+        return Ok(None);
+    }
+    let (mut key, mut next) = (Vec::<u8>::new(), vec![0_u8; info[2] as usize]);
+    for rows in 0.. {
+        let from = if key.is_empty() { 0 } else { key.as_ptr() as u64 };
+        match bpf(NEXT_KEY, &mut attr([u64::from(map.as_raw_fd().unsigned_abs()), from, next.as_mut_ptr() as u64])) {
+            Ok(_) => key.clone_from(&next),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(rows)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+fn attr(first: [u64; 3]) -> [u64; 16] {
+    let mut words = [0; 16];
+    words[..3].copy_from_slice(&first);
+    words
 }
