@@ -19,6 +19,7 @@
 
 mod clean;
 mod error;
+mod flows;
 mod links;
 mod loader;
 mod object;
@@ -29,6 +30,7 @@ mod tables;
 
 pub use clean::clean;
 pub use error::Error;
+pub use flows::Flows;
 pub use loader::{Loader, Options, Sizes};
 pub use paths::find_cgroup2;
 pub use stats::{Fill, Stats};

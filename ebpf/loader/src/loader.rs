@@ -2,16 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{HashMap, Map as AyaMap, MapData, MapError as AyaMapError, PerCpuArray};
-use sheave_abi::{
-    BackendRow, FlowKey, FlowRow, FrontendKey, FrontendRow, Map, ReplyKey, ReplyRow, SlotKey, SlotRow, TargetRow,
-};
+use sheave_abi::{BackendRow, FrontendKey, FrontendRow, Map, SlotKey, SlotRow, TargetRow};
 
 use crate::sys::Raw;
-use crate::{Error, clean, links, object, paths};
+use crate::{Error, Flows, clean, links, object, paths};
 
 /// What the hooks are attached to and set up with.
 #[derive(Clone, Debug)]
@@ -82,8 +79,7 @@ pub struct Loader {
     pub(crate) slots: Table<SlotKey, SlotRow>,
     pub(crate) backends: ById<BackendRow>,
     pub(crate) targets: ById<TargetRow>,
-    pub(crate) flows: Arc<Table<FlowKey, FlowRow>>,
-    pub(crate) replies: Arc<Table<ReplyKey, ReplyRow>>,
+    pub(crate) flows: Option<Flows>,
     pub(crate) stats: PerCpuArray<MapData, u64>,
     pub(crate) capacities: Vec<(Map, u32)>,
 }
@@ -125,6 +121,11 @@ impl Loader {
         result
     }
 
+    /// The rows about UDP sockets, for whoever sweeps them. Once.
+    pub fn take_flows(&mut self) -> Option<Flows> {
+        self.flows.take()
+    }
+
     fn attach(options: &Options) -> Result<Self, Error> {
         let (maps, links) = (paths::maps(&options.bpffs), paths::links(&options.bpffs));
         fs::create_dir_all(&links).map_err(Error::path("making", &links))?;
@@ -141,13 +142,17 @@ impl Loader {
         for map in Map::ALL {
             capacities.push((map, check_map(ebpf, map, pins)?));
         }
+        let room = |map| capacities.iter().find(|(other, _)| *other == map).map_or(0, |(_, entries)| *entries);
         Ok(Self {
             frontends: take(ebpf, Map::FRONTENDS)?,
             slots: take(ebpf, Map::SLOTS)?,
             backends: take(ebpf, Map::BACKENDS)?,
             targets: take(ebpf, Map::TARGETS)?,
-            flows: Arc::new(take(ebpf, Map::FLOWS)?),
-            replies: Arc::new(take(ebpf, Map::REPLIES)?),
+            flows: Some(Flows {
+                flows: take(ebpf, Map::FLOWS)?,
+                replies: take(ebpf, Map::REPLIES)?,
+                capacities: [room(Map::FLOWS), room(Map::REPLIES)],
+            }),
             stats: take(ebpf, Map::STATS)?,
             capacities,
         })

@@ -70,25 +70,6 @@ impl Loader {
         }
         fill
     }
-
-    /// Counts the rows of the maps of flows, which programs write, by walking them: a system call for each row, so tens of
-    /// milliseconds when they are full. That is why it is something to be called on another thread.
-    pub fn flow_fill(&self) -> impl FnOnce() -> Vec<Fill> + Send + use<> {
-        let (flows, replies, capacities) = (self.flows.clone(), self.replies.clone(), self.capacities.clone());
-        move || {
-            let mut fill = Vec::new();
-            for (map, capacity) in capacities {
-                // Programs go on writing meanwhile, and then a walk may begin anew: it ends at the map's size.
-                let entries = match map {
-                    Map::FLOWS => flows.keys().take(capacity as usize).count(),
-                    Map::REPLIES => replies.keys().take(capacity as usize).count(),
-                    _ => continue,
-                };
-                fill.push(Fill { map: map.name, entries: entries as u64, capacity: u64::from(capacity) });
-            }
-            fill
-        }
-    }
 }
 
 fn read(map: Map, error: &aya::maps::MapError) -> Error {

@@ -142,7 +142,7 @@ impl<K: Kernel> Follower<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::scrape::{Fill, FlowFill};
+    use crate::datapath::scrape::{Fill};
     use crate::metrics::Path;
     use crate::store::tests::{delta, service};
     use crate::supervise::Stop;
@@ -158,12 +158,11 @@ mod tests {
     #[derive(Clone)]
     struct Shared(Arc<Mutex<Fake>>, Meanwhile, Arc<Watched>);
 
-    /// How long reading a target's counter takes in microseconds, how many were read, and how often flows were counted.
+    /// How long reading a target's counter takes in microseconds, and how many were read.
     #[derive(Default)]
     struct Watched {
         takes: AtomicU64,
         read: AtomicU64,
-        counted: AtomicU64,
     }
 
     /// Something that happens at each write.
@@ -193,11 +192,6 @@ mod tests {
 
         fn fill(&self, usage: &Usage) -> Vec<Fill> {
             vec![Fill { map: "frontends", entries: usage.frontends as u64, capacity: 10 }]
-        }
-
-        fn flow_fill(&self) -> FlowFill {
-            self.2.counted.fetch_add(1, Ordering::Relaxed);
-            Box::new(|| vec![Fill { map: "flows", entries: 7, capacity: 10 }])
         }
     }
 
@@ -262,8 +256,6 @@ mod tests {
         assert_eq!(world.metrics.hook_translations.with_label_values(&["ipv4", "TCP"]).get(), 5);
         assert_eq!(world.metrics.hook_refused.get(), 2);
         assert_eq!(world.metrics.map_entries.with_label_values(&["frontends"]).get(), 2);
-        assert_eq!(world.metrics.map_entries.with_label_values(&["flows"]).get(), 7);
-        assert_eq!(world.fake.2.counted.load(Ordering::Relaxed), 1, "the second scrape came at once");
         let service = service("a", "10.0.0.1");
         let counters = world.metrics.services.existing(&service.key, &service.ports[0].name, service.ports[0].protocol);
         assert_eq!(counters.unwrap().connections_total(Path::Hook), 3);
@@ -276,10 +268,6 @@ mod tests {
         let names: Vec<_> = (1..=200).map(|n| (format!("s{n}"), format!("10.0.0.{n}"))).collect();
         world.publish(&names.iter().map(|(name, ip)| (name.as_str(), ip.as_str())).collect::<Vec<_>>());
         world.programmed(1).await;
-        // The first one also counts flows, on another thread; the second has the loop's thread to itself.
-        let (done, answered) = oneshot::channel();
-        world.scrapes.send(done).await.unwrap();
-        answered.await.unwrap();
         let before = world.fake.2.read.load(Ordering::Relaxed);
         world.fake.2.takes.store(1000, Ordering::Relaxed);
         let (done, mut answered) = oneshot::channel();

@@ -5,7 +5,7 @@ use sheave_abi::Counter;
 use sheave_loader::{Error, Loader, Options, Sizes};
 use sheave_reconcile::{Restored, Usage};
 
-use super::scrape::{Fill, FlowFill, Kernel};
+use super::scrape::{Fill, Kernel};
 use crate::config::NodeConfig;
 
 impl Kernel for Loader {
@@ -20,10 +20,6 @@ impl Kernel for Loader {
 
     fn fill(&self, usage: &Usage) -> Vec<Fill> {
         self.fill(usage)
-    }
-
-    fn flow_fill(&self) -> FlowFill {
-        Box::new(self.flow_fill())
     }
 }
 

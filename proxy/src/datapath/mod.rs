@@ -1,5 +1,6 @@
 //! Which data path forwards, and starting it. The userspace path always runs; in ebpf mode the socket hooks are on top.
 
+mod flows;
 mod follow;
 mod kernel;
 mod merge;
@@ -145,7 +146,7 @@ impl Running {
 
 /// Starts the thread that keeps the maps in step.
 fn start_ebpf(
-    loader: Loader,
+    mut loader: Loader,
     restored: &Restored,
     store: &StoreHandle,
     stale: bool,
@@ -171,6 +172,8 @@ fn start_ebpf(
         metrics: metrics.clone(),
         shutdown: supervisor.shutdown.clone(),
     };
+    let rows = loader.take_flows().expect("a loader has its flows until they are taken, and it was just opened");
+    supervisor.spawn_once("flows", flows::keep(rows, store.snapshots.clone(), store.complete.clone(), metrics.clone()));
     let follower = Follower::new(loader, Reconciler::new(restored), follow);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("no runtime")?;
     supervisor.thread("ebpf", move || runtime.block_on(follower.run())).context("no thread")?;

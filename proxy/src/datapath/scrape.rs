@@ -1,7 +1,7 @@
 //! Reads the kernel's numbers into the metrics when somebody scrapes.
 //!
 //! With 10,000 Services that is one system call for each of 20,000 targets, which would hold up the loop that programs the
-//! maps. So it is done in slices, between which the loop looks for snapshots; what can't be cut is done on another thread.
+//! maps. So it is done in slices, between which the loop looks for snapshots. Rows of flows, which programs write, are counted by `flows`.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -15,8 +15,6 @@ use crate::metrics::{Metrics, Path};
 
 /// How long the loop reads without looking for a snapshot: little of the 15 ms in which a change is to be programmed.
 const SLICE: Duration = Duration::from_millis(1);
-/// How often the rows of flows are counted at most, however often somebody scrapes.
-const COUNT: Duration = Duration::from_secs(30);
 
 /// Maps that also count.
 pub(super) trait Kernel: Maps {
@@ -34,13 +32,7 @@ pub(super) trait Kernel: Maps {
 
     /// How full the maps are, of which `usage` rows are ours.
     fn fill(&self, usage: &Usage) -> Vec<Fill>;
-
-    /// Counts the rows of flows, which programs write.
-    fn flow_fill(&self) -> FlowFill;
 }
-
-/// Takes so long that it is done on another thread.
-pub(super) type FlowFill = Box<dyn FnOnce() -> Vec<Fill> + Send>;
 
 /// Asks the loop to bring its numbers into the metrics; answered when that is done.
 pub(super) type Scrape = oneshot::Sender<()>;
@@ -51,7 +43,6 @@ pub(super) struct Numbers {
     counters: HashMap<u32, u64>,
     connections: HashMap<u32, u64>,
     reading: Option<Reading>,
-    counted: Option<Instant>,
 }
 
 /// A scrape that is under way.
@@ -64,7 +55,7 @@ struct Reading {
 impl Numbers {
     /// Nothing was read yet.
     pub(super) fn new(metrics: Metrics) -> Self {
-        Self { metrics, counters: HashMap::new(), connections: HashMap::new(), reading: None, counted: None }
+        Self { metrics, counters: HashMap::new(), connections: HashMap::new(), reading: None }
     }
 
     /// Whether a scrape is under way.
@@ -98,21 +89,8 @@ impl Numbers {
         }
         self.connections.retain(|target, _| reconciler.target_of(*target).is_some());
         show(&self.metrics, &kernel.fill(&reconciler.usage()));
-        self.finish(kernel, reading.asked);
-    }
-
-    fn finish(&mut self, kernel: &impl Kernel, asked: Scrape) {
         // Whoever asked may have gone meanwhile, so that nobody hears the answer.
-        if self.counted.is_some_and(|counted| counted.elapsed() < COUNT) {
-            let _ = asked.send(());
-            return;
-        }
-        self.counted = Some(Instant::now());
-        let (count, metrics) = (kernel.flow_fill(), self.metrics.clone());
-        drop(tokio::task::spawn_blocking(move || {
-            show(&metrics, &count());
-            let _ = asked.send(());
-        }));
+        let _ = reading.asked.send(());
     }
 
     fn read_counters(&mut self, kernel: &impl Kernel) -> anyhow::Result<()> {
@@ -148,7 +126,8 @@ fn unreadable(error: &anyhow::Error) {
     tracing::warn!(error = %format!("{error:#}"), "the kernel's counters can't be read");
 }
 
-fn show(metrics: &Metrics, fills: &[Fill]) {
+/// Brings how full maps are into the metrics.
+pub(super) fn show(metrics: &Metrics, fills: &[Fill]) {
     for fill in fills {
         metrics.map_entries.with_label_values(&[fill.map]).set(i64::try_from(fill.entries).unwrap_or(i64::MAX));
         metrics.map_capacity.with_label_values(&[fill.map]).set(i64::try_from(fill.capacity).unwrap_or(i64::MAX));
