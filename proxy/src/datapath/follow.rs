@@ -142,7 +142,7 @@ impl<K: Kernel> Follower<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datapath::scrape::{Fill};
+    use crate::datapath::scrape::Fill;
     use crate::metrics::Path;
     use crate::store::tests::{delta, service};
     use crate::supervise::Stop;
