@@ -73,23 +73,33 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(code) => code,
-        Err(error) => {
-            #[expect(clippy::print_stderr, reason = "a program's last word to whoever ran it")]
-            {
-                eprintln!("sheave-bench: {error:#}");
-            }
-            ExitCode::FAILURE
+    if std::env::args_os().nth(1).is_some_and(|first| first == sheave_harness::testpod::ARGUMENT) {
+        // A pod of the harness: it ends in there.
+        return sheave_harness::run::enter().map_or_else(|error| failed(&error), |_| ExitCode::SUCCESS);
+    }
+    match Cli::try_parse() {
+        Ok(cli) => run(cli.command).unwrap_or_else(|error| failed(&error)),
+        Err(error) if error.use_stderr() => {
+            let text = error.to_string();
+            say(text.lines().next().unwrap_or("wrong arguments").trim_start_matches("error: "));
+            ExitCode::from(2)
         }
+        Err(help) => help.exit(),
     }
 }
 
-fn run() -> Result<ExitCode> {
-    if std::env::args_os().nth(1).is_some_and(|first| first == sheave_harness::testpod::ARGUMENT) {
-        sheave_harness::run::enter()?; // a pod of the harness: it ends in there
-    }
-    match Cli::parse().command {
+fn failed(error: &anyhow::Error) -> ExitCode {
+    say(&format!("{error:#}"));
+    ExitCode::FAILURE
+}
+
+#[expect(clippy::print_stderr, reason = "a program's last word to whoever ran it")]
+fn say(what: &str) {
+    eprintln!("sheave-bench: {what}");
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Quick { json, rows } => {
             let run = sheave_harness::run::enter()?;
             rows::quick(&run, &json, &rows)
