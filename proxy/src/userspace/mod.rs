@@ -40,6 +40,7 @@ use metrics::ListenerMetrics;
 use netlink::NetlinkError;
 use nft::{Marks, Table};
 use program::Program;
+use sys::Waker;
 use udp::Sessions;
 use worker::{Shared, Sockets};
 
@@ -101,12 +102,22 @@ pub(crate) enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
+impl StartError {
+    fn listen(port: u16, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => Self::NoPermission,
+            _ => Self::Listen { port, source },
+        }
+    }
+}
+
 /// The running userspace path.
 #[derive(Debug)]
 pub(crate) struct Userspace {
     programmed: watch::Receiver<u64>,
     failed: watch::Receiver<bool>,
     stop: watch::Sender<Stop>,
+    wakers: Vec<Arc<Waker>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -166,16 +177,17 @@ pub(crate) fn start(
     let (opened, all_open) = std::sync::mpsc::channel();
     let (failed, failure) = watch::channel(false);
     let guard = Guard { failed, panics: metrics.task_panics.with_label_values(&["listener"]) };
-    let mut threads = Vec::new();
-    let wanted = options.threads.max(1);
-    for index in 0..wanted {
-        let sockets = Sockets::bind(options.proxy_port, options.mark_own).map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => StartError::NoPermission,
-            _ => StartError::Listen { port: options.proxy_port, source },
-        })?;
-        let (shared, stopped, opened) = (shared.clone(), stopped.clone(), opened.clone());
-        threads.push(guard.spawn(format!("sheave-{index}"), move || worker::run(shared, sockets, stopped, &opened))?);
+    let (mut threads, mut wakers) = (Vec::new(), Vec::new());
+    for index in 0..options.threads.max(1) {
+        let sockets = Sockets::bind(options.proxy_port, options.mark_own)
+            .map_err(|source| StartError::listen(options.proxy_port, source))?;
+        let waker = Arc::new(Waker::new().map_err(StartError::Thread)?);
+        wakers.push(waker.clone());
+        for (name, run) in worker::pair(index, &shared, sockets, waker, &stopped, &opened) {
+            threads.push(guard.spawn(name, run)?);
+        }
     }
+    let wanted = threads.len();
     let (programmed, revision) = watch::channel(0);
     let program = Program {
         table,
@@ -188,7 +200,7 @@ pub(crate) fn start(
     };
     let opened = move || all_open.iter().take(wanted).count();
     threads.push(guard.spawn("sheave-nft".into(), move || program.run(opened))?);
-    Ok(Userspace { programmed: revision, failed: failure, stop, threads })
+    Ok(Userspace { programmed: revision, failed: failure, stop, wakers, threads })
 }
 
 /// Notices when a thread ends that should not.
@@ -233,12 +245,16 @@ impl Userspace {
 
     /// Stops accepting, lets what is open go on until it ends or the deadline comes, and cuts the rest. The table stays.
     pub(crate) async fn shutdown(self, deadline: Duration) {
-        self.stop.send_replace(Stop::Drain);
-        let Self { stop, threads, .. } = self;
+        let Self { stop, wakers, threads, .. } = self;
+        let tell = |how| {
+            stop.send_replace(how);
+            wakers.iter().for_each(|waker| waker.wake());
+        };
+        tell(Stop::Drain);
         let join = || threads.into_iter().for_each(|thread| drop(thread.join()));
         let mut joined = tokio::task::spawn_blocking(join);
         if tokio::time::timeout(deadline, &mut joined).await.is_err() {
-            stop.send_replace(Stop::Now);
+            tell(Stop::Now);
             let _ = joined.await;
         }
     }

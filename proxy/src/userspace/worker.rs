@@ -1,23 +1,27 @@
-//! A listener thread: one single-threaded runtime with its own sockets, pipes and view of the snapshot.
+//! The threads of the userspace path, two for each core: one event loop for TCP (`tcp`), and one single-threaded runtime for
+//! UDP sessions and HTTP.
 //!
 //! Threads share nothing on the way of a byte but counters and the table of UDP sessions. The kernel spreads connections
-//! over them (SO_REUSEPORT).
+//! and clients over them (SO_REUSEPORT).
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::rc::Rc;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, mpsc as sync_mpsc};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use prometheus::IntCounter;
 use sheave_model::Snapshot;
 use socket2::Socket;
-use tokio::sync::watch;
+use tokio::runtime::LocalOptions;
+use tokio::sync::{mpsc, watch};
 
 use super::Stop;
-use super::budget::Budget;
+use super::budget::{Budget, Share};
 use super::metrics::ListenerMetrics;
-use super::tcp::{self, Pipes};
+use super::sys::Waker;
+use super::tcp::{self, Loop, Parts};
 use super::udp::{self, Buffers, Replies, Sessions};
 use super::view::View;
 use crate::l7::{self, Gateway};
@@ -27,6 +31,10 @@ use crate::metrics::ServiceMetrics;
 const REQUESTS: usize = 10_000;
 /// For one try to reach a backend, as for TCP connections.
 const CONNECT: Duration = Duration::from_secs(1);
+/// HTTP connections that may wait for their thread.
+const HANDOVERS: usize = 1024;
+/// How often a stopping thread looks whether its connections have ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// What all threads share.
 #[derive(Debug)]
@@ -39,7 +47,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: ListenerMetrics,
     /// Per Service port.
     pub(crate) services: Arc<ServiceMetrics>,
-    /// Tasks that panicked.
+    /// Tasks and connections that panicked.
     pub(crate) panics: IntCounter,
     /// UDP sessions.
     pub(crate) sessions: Sessions,
@@ -47,37 +55,63 @@ pub(crate) struct Shared {
     pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
 }
 
-/// What one thread's connections share.
+/// A TCP connection that is open: counted, and its descriptors taken, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Open {
+    shared: Arc<Shared>,
+    _share: Share,
+}
+
+impl Open {
+    /// Counts one.
+    pub(crate) fn new(shared: Arc<Shared>, share: Share) -> Self {
+        shared.metrics.tcp.active.inc();
+        Self { shared, _share: share }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.shared.metrics.tcp.active.dec();
+    }
+}
+
+/// A connection that speaks HTTP, on its way to the runtime.
+#[derive(Debug)]
+pub(crate) struct Handover {
+    /// The accepted socket.
+    pub(crate) stream: std::net::TcpStream,
+    /// Counts it.
+    pub(crate) open: Open,
+}
+
+/// What the tasks of one runtime share.
 pub(crate) struct Worker {
     /// With all threads.
     pub(crate) shared: Arc<Shared>,
     /// Who answers where.
     pub(crate) view: RefCell<View>,
-    /// For splicing.
-    pub(crate) pipes: Rc<Pipes>,
     /// For replies to UDP clients.
     pub(crate) replies: Replies,
     /// For receiving datagrams.
     pub(crate) buffers: Buffers,
     /// For HTTP; made when the first connection comes, because few nodes' Services ask for it.
     gateway: OnceCell<Rc<Gateway>>,
-    /// Turns true when connections should end with the request they carry.
+    /// Turns true when HTTP connections should end with the request they carry.
     ending: watch::Receiver<bool>,
-    /// TCP connections that are open.
-    pub(crate) open: Cell<usize>,
+    /// HTTP connections that are open.
+    open: Cell<usize>,
 }
 
 impl Worker {
-    /// A thread's own part.
     fn new(shared: Arc<Shared>, replies: Replies, ending: watch::Receiver<bool>) -> Rc<Self> {
         let view = RefCell::new(View::new(shared.snapshots.clone(), shared.services.clone()));
-        let pipes = Pipes::new(shared.metrics.pipes.clone());
         let (buffers, gateway, open) = (Buffers::new(), OnceCell::new(), Cell::new(0));
-        Rc::new(Self { shared, view, pipes, replies, buffers, gateway, ending, open })
+        Rc::new(Self { shared, view, replies, buffers, gateway, ending, open })
     }
 
     /// This thread's HTTP proxy.
-    pub(crate) fn gateway(&self) -> Rc<Gateway> {
+    fn gateway(&self) -> Rc<Gateway> {
         let make = || {
             let options = l7::Options { mark_own: self.shared.own_mark, requests: REQUESTS, connect_timeout: CONNECT };
             let (snapshots, services) = (self.shared.snapshots.clone(), self.shared.services.clone());
@@ -85,12 +119,25 @@ impl Worker {
         };
         self.gateway.get_or_init(make).clone()
     }
+
+    /// Carries an HTTP connection until it ends.
+    async fn http(self: Rc<Self>, Handover { stream, open }: Handover) {
+        self.open.set(self.open.get() + 1);
+        let served = async {
+            match tokio::net::TcpStream::from_std(stream) {
+                Ok(stream) => self.gateway().serve(stream).await,
+                Err(error) => tracing::debug!(%error, "a connection can't be watched"),
+            }
+        };
+        if std::panic::AssertUnwindSafe(served).catch_unwind().await.is_err() {
+            self.shared.panics.inc();
+        }
+        self.open.set(self.open.get() - 1);
+        drop(open); // counted until here
+    }
 }
 
-/// How often a stopping thread looks whether its connections have ended.
-const DRAIN_LOOK: Duration = Duration::from_millis(20);
-
-/// A thread's sockets, bound and not yet listening.
+/// A core's sockets, bound and not yet listening.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     tcp: Vec<Socket>,
@@ -123,49 +170,86 @@ fn no_ipv6(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-/// Runs a thread: waits for the first snapshot, listens, says so by `opened`, and serves until it is stopped.
-///
-/// # Errors
-/// Where the runtime or a listener can't be made.
-pub(crate) fn run(
-    shared: Arc<Shared>,
+/// A thread's work.
+pub(crate) type Run = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// A core's two threads, by name. Each waits for the first snapshot, starts to listen, says so by `opened`, and serves until
+/// it is stopped; `waker` has the first one look at `stopped`.
+pub(crate) fn pair(
+    index: usize,
+    shared: &Arc<Shared>,
     sockets: Sockets,
-    stopped: watch::Receiver<Stop>,
-    opened: &mpsc::Sender<()>,
-) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, serve(shared, sockets, stopped, opened))
+    waker: Arc<Waker>,
+    stopped: &watch::Receiver<Stop>,
+    opened: &sync_mpsc::Sender<()>,
+) -> [(String, Run); 2] {
+    let (http, handovers) = mpsc::channel(HANDOVERS);
+    let Sockets { tcp: listeners, udp, replies } = sockets;
+    let parts = Parts { shared: shared.clone(), listeners, waker, stopped: stopped.clone(), http };
+    let (shared, stopped) = (shared.clone(), stopped.clone());
+    let (first, second) = (opened.clone(), opened.clone());
+    let run_tcp = move || {
+        if !futures::executor::block_on(first_snapshot(&parts.shared, &parts.stopped)) {
+            return Ok(());
+        }
+        parts.listeners.iter().try_for_each(tcp::listen)?;
+        let serve = Loop::new(parts)?;
+        let _ = first.send(()); // nobody waits any more where the proxy is stopping
+        serve.run()
+    };
+    let run_other = move || {
+        // A local runtime and not a LocalSet: spawning on the latter wakes the thread by a system call each time.
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(LocalOptions::default())?;
+        runtime.block_on(async {
+            if first_snapshot(&shared, &stopped).await {
+                let _ = second.send(());
+                serve(shared, udp, replies, handovers, stopped).await;
+            }
+        });
+        Ok(())
+    };
+    [(format!("sheave-tcp-{index}"), Box::new(run_tcp)), (format!("sheave-{index}"), Box::new(run_other))]
 }
 
+/// Waits for a snapshot that says something. False where the proxy stops before it comes.
+async fn first_snapshot(shared: &Shared, stopped: &watch::Receiver<Stop>) -> bool {
+    let (mut snapshots, mut stopped) = (shared.snapshots.clone(), stopped.clone());
+    tokio::select! {
+        first = snapshots.wait_for(|s| s.revision > 0) => first.is_ok(),
+        _ = stopped.wait_for(|stop| *stop >= Stop::Drain) => false,
+    }
+}
+
+/// Serves UDP until the thread ends, and HTTP connections as they are handed over.
 async fn serve(
     shared: Arc<Shared>,
-    sockets: Sockets,
+    udp: Vec<Socket>,
+    replies: Replies,
+    mut handovers: mpsc::Receiver<Handover>,
     mut stopped: watch::Receiver<Stop>,
-    opened: &mpsc::Sender<()>,
-) -> io::Result<()> {
-    let mut snapshots = shared.snapshots.clone();
-    tokio::select! {
-        first = snapshots.wait_for(|s| s.revision > 0) => if first.is_err() { return Ok(()) },
-        _ = stopped.wait_for(|stop| *stop >= Stop::Drain) => return Ok(()),
-    }
+) {
     let (end, ending) = watch::channel(false);
-    let worker = Worker::new(shared, sockets.replies, ending);
-    for socket in sockets.udp {
+    let worker = Worker::new(shared, replies, ending);
+    for socket in udp {
         drop(tokio::task::spawn_local(udp::serve(worker.clone(), socket)));
     }
-    for socket in sockets.tcp {
-        let listener = tcp::listen(socket)?;
-        let mut stopped = stopped.clone();
-        let stop = async move { drop(stopped.wait_for(|stop| *stop >= Stop::Drain).await) };
-        drop(tokio::task::spawn_local(tcp::accept(worker.clone(), listener, stop)));
+    let draining = stopped.clone();
+    let draining = async move { drop(draining.clone().wait_for(|stop| *stop >= Stop::Drain).await) };
+    tokio::pin!(draining);
+    let mut serving = true;
+    while serving {
+        tokio::select! {
+            biased;
+            handover = handovers.recv() => match handover {
+                Some(handover) => drop(tokio::task::spawn_local(worker.clone().http(handover))),
+                None => serving = false, // the TCP thread has ended
+            },
+            () = &mut draining, if !*end.borrow() => drop(end.send_replace(true)),
+            _ = stopped.wait_for(|stop| *stop >= Stop::Now) => serving = false,
+        }
     }
-    let _ = opened.send(()); // nobody waits any more where the proxy is stopping
-    let _ = stopped.wait_for(|stop| *stop >= Stop::Drain).await;
-    end.send_replace(true);
-    tokio::task::yield_now().await; // lets the listeners take what is waiting
     while worker.open.get() > 0 && *stopped.borrow() < Stop::Now {
         tokio::time::sleep(DRAIN_LOOK).await;
     }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 //! Each function checks what the kernel returns and hands out plain values; what they mean is decided by the callers.
 
 mod batch;
+mod epoll;
 
 use std::ffi::CStr;
 use std::io;
@@ -10,10 +11,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use socket2::Socket;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 pub(crate) use batch::{BATCH, Outgoing, ReceiveBatch, Received, send_batch};
+pub(crate) use epoll::{Alarm, Epoll, Event, Interest, Waker, accept};
 
 /// Option of `SOL_NETLINK`: answers carry the kernel's words.
 pub(crate) const NETLINK_EXT_ACK: i32 = 11;
@@ -95,7 +96,7 @@ impl AsRawFd for Watched {
 }
 
 /// What a datagram socket is waited for: the network's word about an earlier datagram is no datagram.
-pub(crate) const DATAGRAMS: Interest = Interest::READABLE.add(Interest::ERROR);
+pub(crate) const DATAGRAMS: tokio::io::Interest = tokio::io::Interest::READABLE.add(tokio::io::Interest::ERROR);
 
 /// Watches a socket for [`DATAGRAMS`], in the current runtime.
 ///
