@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use sheave_abi::Counter;
@@ -78,6 +78,11 @@ fn sockets_of_every_kind_are_translated() {
             other => other?,
         }
         waiting.set_nonblocking(false)?;
+        // The handshake is on its way: on a busy machine it takes a moment.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while waiting.peer_addr().is_err() && Instant::now() < deadline {
+            thread::yield_now();
+        }
         check(waiting)?;
 
         let bound = new()?;
