@@ -19,7 +19,12 @@ fn server(address: &str, answer: u8) -> SocketAddr {
     let place = listener.local_addr().unwrap();
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let _ = stream.unwrap().write_all(&[answer]);
+            let mut stream = stream.unwrap();
+            thread::spawn(move || {
+                let _ = stream.write_all(&[answer]);
+                // Closed with something unread, it would answer by a reset, and the client's socket would have no peer.
+                let _ = stream.read_to_end(&mut Vec::new());
+            });
         }
     });
     place
