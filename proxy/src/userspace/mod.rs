@@ -111,6 +111,9 @@ impl StartError {
     }
 }
 
+/// How long handshakes that are under way get before the listeners close: some round trips within a cluster.
+const HANDSHAKE: Duration = Duration::from_millis(50);
+
 /// The running userspace path.
 #[derive(Debug)]
 pub(crate) struct Userspace {
@@ -118,6 +121,7 @@ pub(crate) struct Userspace {
     failed: watch::Receiver<bool>,
     stop: watch::Sender<Stop>,
     wakers: Vec<Arc<Waker>>,
+    program: JoinHandle<()>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -126,6 +130,8 @@ pub(crate) struct Userspace {
 pub(crate) enum Stop {
     /// Serving.
     No,
+    /// The table lets nothing new through to the listeners, which still accept what is on its way.
+    HoldBack,
     /// Nothing new is accepted; what is open goes on.
     Drain,
     /// What is still open is cut.
@@ -199,8 +205,8 @@ pub(crate) fn start(
         metrics: listeners,
     };
     let opened = move || all_open.iter().take(wanted).count();
-    threads.push(guard.spawn("sheave-nft".into(), move || program.run(opened))?);
-    Ok(Userspace { programmed: revision, failed: failure, stop, wakers, threads })
+    let program = guard.spawn("sheave-nft".into(), move || program.run(opened))?;
+    Ok(Userspace { programmed: revision, failed: failure, stop, wakers, program, threads })
 }
 
 /// Notices when a thread ends that should not.
@@ -244,12 +250,19 @@ impl Userspace {
     }
 
     /// Stops accepting, lets what is open go on until it ends or the deadline comes, and cuts the rest. The table stays.
+    /// New connections are held back before the listeners close, so that each is accepted or delayed and none is reset;
+    /// not with a deadline of nothing, which is as if the program had crashed.
     pub(crate) async fn shutdown(self, deadline: Duration) {
-        let Self { stop, wakers, threads, .. } = self;
+        let Self { stop, wakers, program, threads, .. } = self;
         let tell = |how| {
             stop.send_replace(how);
             wakers.iter().for_each(|waker| waker.wake());
         };
+        if !deadline.is_zero() {
+            tell(Stop::HoldBack);
+            let _ = tokio::task::spawn_blocking(|| program.join()).await;
+            tokio::time::sleep(HANDSHAKE.min(deadline)).await;
+        }
         tell(Stop::Drain);
         let join = || threads.into_iter().for_each(|thread| drop(thread.join()));
         let mut joined = tokio::task::spawn_blocking(join);

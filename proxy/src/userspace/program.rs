@@ -51,7 +51,7 @@ impl Program {
         runtime.block_on(async {
             tokio::select! {
                 first = self.snapshots.wait_for(|s| s.revision > 0) => if first.is_err() { return },
-                _ = stopped.wait_for(|stop| *stop >= Stop::Drain) => return,
+                _ = stopped.wait_for(|stop| *stop >= Stop::HoldBack) => return,
             }
             listening();
             let mut pause = RETRY.0;
@@ -63,7 +63,7 @@ impl Program {
                 tokio::select! {
                     changed = self.snapshots.changed() => if changed.is_err() { return },
                     () = tokio::time::sleep_until(wake) => {}
-                    _ = stopped.wait_for(|stop| *stop >= Stop::Drain) => return,
+                    _ = stopped.wait_for(|stop| *stop >= Stop::HoldBack) => return self.hold_back(),
                 }
                 // Not by the sleep alone: changes may come in so fast that it never ends.
                 if Instant::now() >= look {
@@ -96,6 +96,17 @@ impl Program {
             self.shared.sessions.end_gone(is_gone);
         }
         true
+    }
+
+    /// Nothing new comes to the listeners any more, unless they are to be cut off at once.
+    fn hold_back(&mut self) {
+        if *self.stopped.borrow() != Stop::HoldBack {
+            return;
+        }
+        if let Err(error) = self.table.hold_back() {
+            self.metrics.table_errors.inc();
+            tracing::warn!(%error, "connections that come while the listeners close may be reset");
+        }
     }
 
     /// Puts back what others have removed.

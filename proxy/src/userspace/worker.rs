@@ -217,7 +217,7 @@ async fn first_snapshot(shared: &Shared, stopped: &watch::Receiver<Stop>) -> boo
     let (mut snapshots, mut stopped) = (shared.snapshots.clone(), stopped.clone());
     tokio::select! {
         first = snapshots.wait_for(|s| s.revision > 0) => first.is_ok(),
-        _ = stopped.wait_for(|stop| *stop >= Stop::Drain) => false,
+        _ = stopped.wait_for(|stop| *stop >= Stop::HoldBack) => false,
     }
 }
 
@@ -234,8 +234,8 @@ async fn serve(
     for socket in udp {
         drop(tokio::task::spawn_local(udp::serve(worker.clone(), socket)));
     }
-    let draining = stopped.clone();
-    let draining = async move { drop(draining.clone().wait_for(|stop| *stop >= Stop::Drain).await) };
+    let mut until = stopped.clone();
+    let draining = async move { drop(until.wait_for(|stop| *stop >= Stop::Drain).await) };
     tokio::pin!(draining);
     let mut serving = true;
     while serving {

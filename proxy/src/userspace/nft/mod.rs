@@ -102,6 +102,15 @@ impl Table {
         result
     }
 
+    /// Drops packets that open TCP connections to frontends, until the table is written anew.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub(crate) fn hold_back(&mut self) -> Result<(), NetlinkError> {
+        let (chain, rule) = ruleset::hold_back();
+        self.commit(|batch| batch.insert_rule(chain, &rule))
+    }
+
     /// Removes the table.
     ///
     /// # Errors

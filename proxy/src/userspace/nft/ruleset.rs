@@ -147,6 +147,12 @@ fn serve(marks: Marks, port: u16) -> Vec<Vec<Expr>> {
     ]
 }
 
+/// A rule, and the chain it goes before all others of, that keeps new connections from listeners that are about to close:
+/// what they would still accept would be reset.
+pub(crate) fn hold_back() -> (&'static str, Vec<Expr>) {
+    (SERVE, rule([tcp_syn(true), drop()]))
+}
+
 fn refuse() -> Vec<Vec<Expr>> {
     vec![
         rule([tcp_not_syn(), transparent(false), wildcard(false), accept()]),
@@ -230,11 +236,16 @@ fn wildcard(yes: bool) -> Vec<Expr> {
 }
 
 fn tcp_not_syn() -> Vec<Expr> {
+    tcp_syn(false)
+}
+
+/// Whether a TCP packet opens a connection.
+fn tcp_syn(yes: bool) -> Vec<Expr> {
     const FLAGS_AT: u32 = 13;
     let mut steps = l4(libc::IPPROTO_TCP);
     steps.push(Expr::Payload(Header::Transport, FLAGS_AT, 1, 0));
     steps.push(Expr::Bits { register: 0, mask: vec![HANDSHAKE], flip: vec![0] });
-    steps.push(Expr::Compare { register: 0, equal: false, value: vec![SYN] });
+    steps.push(Expr::Compare { register: 0, equal: yes, value: vec![SYN] });
     steps
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::TABLE;
+use super::expr::Expr;
 use super::ruleset::{Chain, PRIORITY};
 use super::sets::{Element, Role, Set};
 use crate::userspace::netlink::{ACK, APPEND, Attributes, CREATE, Messages, REQUEST};
@@ -116,6 +117,16 @@ impl Batch {
                 });
             }
         }
+    }
+
+    /// Puts a rule before all others of a chain.
+    pub(crate) fn insert_rule(&mut self, chain: &str, rule: &[Expr]) {
+        let table = self.table;
+        self.push(NEW_RULE, CREATE, |a| {
+            a.string(1, table);
+            a.string(2, chain);
+            a.nest(4, |list| rule.iter().for_each(|expr| expr.write(list)));
+        });
     }
 
     fn add_chain(&mut self, chain: &Chain) {

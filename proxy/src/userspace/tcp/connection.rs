@@ -50,6 +50,8 @@ pub(crate) struct Connection {
     prompt: bool,
     client: Socket,
     client_side: Side,
+    /// Whether it waits for its next turn.
+    pub(crate) queued: bool,
     /// What each socket is watched for: client, backend.
     pub(crate) watched: [Option<Interest>; 2],
     upstream: Option<Socket>,
@@ -94,6 +96,7 @@ impl Connection {
             connected: false,
             kept_alive: false,
             prompt: false,
+            queued: false,
             client,
             // Its first bytes are often there when it is accepted.
             client_side: Side { readable: true, closing: false, writable: true },

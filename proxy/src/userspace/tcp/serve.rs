@@ -31,8 +31,8 @@ use crate::userspace::worker::{Handover, Open, Shared};
 const DESCRIPTORS: u64 = 2;
 /// Connections accepted in one turn while more keep coming; one at a time otherwise, which spares a call that finds none.
 const BURST: usize = 16;
-/// How long accepting pauses where the system is out of descriptors or memory.
-const EXHAUSTED: Duration = Duration::from_millis(50);
+/// How long the thread pauses where the system is out of descriptors or memory, so as not to ask all the time.
+const EXHAUSTED: Duration = Duration::from_millis(1);
 /// Tries of one connection at most, however many backends refuse within 5 s.
 const MOST_TRIES: u8 = 64;
 
@@ -120,14 +120,19 @@ impl Loop {
             }
             self.busy = accepted;
             for token in std::mem::take(&mut self.more) {
-                self.guarded(token, Self::work);
+                self.guarded(token, |this, token| {
+                    if let Some(connection) = this.table.get(token) {
+                        connection.queued = false;
+                    }
+                    this.work(token);
+                });
             }
             if let Some((when, _)) = self.timers.front() {
                 self.alarm.set(when.saturating_duration_since(self.now));
             }
             let stop = *self.parts.stopped.borrow();
             match stop {
-                Stop::No => {}
+                Stop::No | Stop::HoldBack => {}
                 Stop::Drain => self.close_listeners(),
                 Stop::Now => return Ok(()),
             }
@@ -282,7 +287,7 @@ impl Loop {
             Outcome::Broken(error) => self.broken(token, &error),
             Outcome::Unreached(reason) => self.attempt(token, Some(reason)),
             outcome => {
-                if matches!(outcome, Outcome::More) {
+                if matches!(outcome, Outcome::More) && !std::mem::replace(&mut connection.queued, true) {
                     self.more.push(token);
                 }
                 if let Err(error) = watch(&self.epoll, connection, token) {

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use sheave_model::{AppProtocol, Protocol, ResourceKey, ServiceKey};
 
@@ -156,6 +158,43 @@ fn connections_are_spread_and_a_dead_backend_is_passed_over() {
 }
 
 #[test]
+fn a_silent_backend_costs_a_second_and_silence_everywhere_five() {
+    let mut world = served();
+    // Nobody has 10.2.0.99, and nobody says so.
+    world.apply(vec![web().ready("10.1.0.6", &[8080]).ready("10.2.0.99", &[8080])], vec![]);
+    let mut slow = 0;
+    for _ in 0..8 {
+        let begin = Instant::now();
+        assert_eq!(world.pods[0].ask("10.96.0.10:80").unwrap().name, "six");
+        let took = begin.elapsed();
+        assert!(took < Duration::from_millis(1500), "{took:?}");
+        slow += usize::from(took > Duration::from_millis(900));
+    }
+    assert!(slow < 8, "both are chosen");
+    world.apply(vec![web().ready("10.2.0.99", &[8080])], vec![]);
+    let begin = Instant::now();
+    assert_eq!(world.pods[0].fails("10.96.0.10:80"), "reset");
+    assert!((4..7).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
+    let timeouts =
+        "sheave_service_errors_total{namespace=\"ns\",service=\"web\",port=\"p0\",protocol=\"TCP\",reason=\"timeout\"}";
+    assert_eq!(world.metric(timeouts), 1.0);
+}
+
+#[test]
+fn both_legs_of_a_connection_that_lasts_are_kept_alive() {
+    let mut world = served();
+    world.apply(vec![web().ready("10.1.0.6", &[8080])], vec![]);
+    let stream = world.pods[0].run(|| TcpStream::connect("10.96.0.10:80").unwrap());
+    let kept = || world.node.output("ss", "-Htno state established").matches("timer:(keepalive").count();
+    let end = Instant::now() + Duration::from_secs(3);
+    while kept() < 2 {
+        assert!(Instant::now() < end, "{}", world.node.output("ss", "-Htno"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(stream);
+}
+
+#[test]
 fn ten_megabytes_arrive_unchanged() {
     let mut world = served();
     world.apply(vec![web().ready("10.2.0.7", &[8080])], vec![]);
@@ -208,6 +247,48 @@ fn while_no_proxy_runs_connections_wait_and_the_next_one_adopts_the_table() {
     world.start();
     waiting.join().unwrap().expect("the client's SYN is sent again");
     assert_eq!(world.pods[0].ask("10.96.0.10:80").unwrap().name, "six");
+}
+
+#[test]
+fn a_proxy_that_ends_gently_resets_no_connection_and_refuses_none() {
+    let mut world = served();
+    world.apply(vec![web().ready("10.1.0.6", &[8080])], vec![]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = [&world.pods[0], &world.node, &world.outside]
+        .iter()
+        .map(|ns| {
+            let stop = stop.clone();
+            ns.run(move || std::thread::spawn(move || connect_until(&stop)))
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(200));
+    for _ in 0..3 {
+        world.stop_gently();
+        std::thread::sleep(Duration::from_millis(100));
+        world.start();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        assert!(client.join().unwrap() > 10);
+    }
+}
+
+/// Connects, asks and hangs up, again and again; anything but an answer is a panic.
+fn connect_until(stop: &AtomicBool) -> usize {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let address: SocketAddr = "10.96.0.10:80".parse().unwrap();
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).expect("is accepted in the end");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.write_all(b"hi").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("what was accepted is served");
+        assert!(text.ends_with("\nhi"), "{text}");
+        count += 1;
+    }
+    count
 }
 
 #[test]

@@ -277,18 +277,10 @@ fn no_session_outlives_its_frontend() {
     kept.ask("10.96.0.54:53", b"x").unwrap();
     assert_eq!(world.metric("sheave_udp_sessions"), 6.0);
     world.apply(vec![], vec![ResourceKey::Service(ServiceKey::new("ns", "dns"))]);
-    wait_for(&world, "sheave_udp_sessions", 1.0);
+    world.wait_for("sheave_udp_sessions", 1.0);
     kept.ask("10.96.0.54:53", b"x").unwrap();
     world.apply(vec![], vec![ResourceKey::Service(ServiceKey::new("ns", "other"))]);
-    wait_for(&world, "sheave_udp_sessions", 0.0);
-}
-
-fn wait_for(world: &World, series: &str, value: f64) {
-    let end = std::time::Instant::now() + Duration::from_secs(10);
-    while world.metric(series) != value {
-        assert!(std::time::Instant::now() < end, "{series} is {} and not {value}", world.metric(series));
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    world.wait_for("sheave_udp_sessions", 0.0);
 }
 
 #[test]

@@ -226,6 +226,12 @@ impl World {
         runtime.block_on(self.proxy.take().unwrap().shutdown(Duration::ZERO));
     }
 
+    /// Ends the proxy as SIGTERM does.
+    pub(super) fn stop_gently(&mut self) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(self.proxy.take().unwrap().shutdown(Duration::from_secs(5)));
+    }
+
     /// Applies changes and waits until the table has them.
     pub(super) fn apply(&mut self, services: Vec<Service>, removals: Vec<sheave_model::ResourceKey>) -> Duration {
         self.apply_any(services.into_iter().map(Resource::Service).collect(), removals)
@@ -254,6 +260,15 @@ impl World {
         let page = String::from_utf8(self.metrics.page().unwrap()).unwrap();
         let line = page.lines().find_map(|line| line.strip_prefix(series));
         line.map(|value| value.trim().parse().unwrap()).unwrap_or_default()
+    }
+
+    /// Waits until a number on the metrics page is `value`: some are counted after the client has its answer.
+    pub(super) fn wait_for(&self, series: &str, value: f64) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.metric(series) != value {
+            assert!(Instant::now() < end, "{series} is {} and not {value}", self.metric(series));
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Ends the proxy and removes everything of ours.
