@@ -89,8 +89,9 @@ fn streams(context: &Context<'_>, ours: &Stack, mut haproxy: Stack) -> Result<Ve
         stack.client.block(&ask(BYTES), 1)
     };
     let mut rows = Vec::new();
-    let directions: [(&Limit, fn(u64) -> Ask); 2] =
-        [(&UP, |bytes| Ask::Upload { slot: 0, bytes }), (&DOWN, |bytes| Ask::Download { slot: 0, bytes })];
+    let up = |bytes| Ask::Upload { slot: 0, bytes };
+    let down = |bytes| Ask::Download { slot: 0, bytes };
+    let directions = [(&UP, up as fn(u64) -> Ask), (&DOWN, down)];
     for (limit, ask) in directions {
         if !context.wants(limit) {
             continue;
