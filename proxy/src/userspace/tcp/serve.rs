@@ -127,9 +127,7 @@ impl Loop {
                     this.work(token);
                 });
             }
-            if let Some((when, _)) = self.timers.front() {
-                self.alarm.set(when.saturating_duration_since(self.now));
-            }
+            self.set_alarm();
             let stop = *self.parts.stopped.borrow();
             match stop {
                 Stop::No | Stop::HoldBack => {}
@@ -303,6 +301,17 @@ impl Loop {
             connection.target.counters.error(Reason::Broken);
             let Connection { peer, frontend, .. } = &*connection;
             tracing::debug!(%peer, %frontend, %error, "connection broken");
+        }
+    }
+
+    /// Sets the alarm for the first connection that still waits for its time. Those that have ended meanwhile want none:
+    /// under load that is nearly all of them, and each would wake the thread once more, a second later.
+    fn set_alarm(&mut self) {
+        while let Some(&(when, token)) = self.timers.front() {
+            if self.table.get(token).is_some() {
+                return self.alarm.set(when.saturating_duration_since(self.now));
+            }
+            self.timers.pop_front();
         }
     }
 
