@@ -8,7 +8,9 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 CASES ?=
 PATHS ?= ebpf,userspace
 
-BINARIES := -p sheave-controller -p sheave-proxy -p sheave-harness -p sheave-tests
+# Every program. The test among them makes cargo choose the features of dependencies that `cargo test --workspace` chooses, so
+# that all the debug builds share one build of each dependency.
+BINARIES := --workspace --bins --test tidy
 
 .PHONY: help setup demo demo-up demo-down test check e2e bench-quick
 
@@ -45,5 +47,5 @@ e2e: ## End to end; CASES=part-of-a-name PATHS=ebpf,userspace
 
 bench-quick: ## The limits we hold ourselves to, measured here in under ten minutes
 	@.ci/setup build run bench kube
-	@cargo build --locked --release $(BINARIES) -p sheave-bench
+	@cargo build --locked --release --workspace --bins
 	@KUBEBUILDER_ASSETS="$$(.ci/kube --path)" target/release/sheave-bench quick --json target/bench/quick.json
