@@ -62,6 +62,8 @@ pub(crate) enum Meta {
 /// `enum nft_ct_keys`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ct {
+    /// `NF_CT_STATE_BIT`s.
+    State = 0,
     /// 0 as the first packet went, 1 the other way.
     Direction = 1,
     /// `IPS_*` bits.

@@ -20,6 +20,8 @@ use super::expr::{Ct, Expr, Header, Meta, Verdict};
 pub(crate) const PRIORITY: i32 = -99;
 /// `IPS_DST_NAT`.
 const DST_NAT: u32 = 0x20;
+/// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`: packets went both ways.
+const ESTABLISHED: u32 = 0x2;
 /// FIN, SYN, RST and ACK of TCP's flags; a packet with SYN alone opens a connection.
 const HANDSHAKE: u8 = 0x17;
 const SYN: u8 = 0x02;
@@ -68,6 +70,9 @@ fn prerouting(marks: Marks) -> Vec<Vec<Expr>> {
     let mut rules = vec![
         // Ours on its way to a backend on this node, or to a client on it.
         rule([has_mark(marks.own), accept()]),
+        // A reply in a connection that the proxy didn't open, where one of its sockets may have the same addresses: a pod
+        // can use one port towards a Service and, at the same time, straight to the Service's backend.
+        rule([l4(libc::IPPROTO_TCP), direction(1), no_ct_mark(marks.own), accept()]),
         // Replies to our transparent sockets and what established clients send. A SYN is not among them: where our socket
         // is in TIME-WAIT only tproxy hands a reused port to the listener.
         rule([tcp_not_syn(), transparent(true), mark(marks.take), accept()]),
@@ -98,6 +103,8 @@ fn prerouting(marks: Marks) -> Vec<Vec<Expr>> {
 
 fn output(marks: Marks) -> Vec<Vec<Expr>> {
     let mut rules = vec![
+        // In such a connection of the client's own the proxy must not speak; it tries another port.
+        rule([has_mark(marks.own), l4(libc::IPPROTO_TCP), direction(0), established(), no_ct_mark(marks.own), drop()]),
         rule([has_mark(marks.own), direction(0), ct_mark(marks.own), accept()]),
         rule([has_mark(marks.own), accept()]),
         rule([direction(1), has_ct_mark(marks.own), mark(marks.take), accept()]),
@@ -194,6 +201,10 @@ fn not_zero(register: u32) -> Expr {
     Expr::Compare { register, equal: false, value: vec![0; 4] }
 }
 
+fn zero(register: u32) -> Expr {
+    Expr::Compare { register, equal: true, value: vec![0; 4] }
+}
+
 fn is(register: u32, value: u8) -> Expr {
     Expr::Compare { register, equal: true, value: vec![value] }
 }
@@ -208,6 +219,14 @@ fn mark(bit: u32) -> Vec<Expr> {
 
 fn has_ct_mark(bit: u32) -> Vec<Expr> {
     vec![Expr::Ct(Ct::Mark, 0), bits(0, bit, 0), not_zero(0)]
+}
+
+fn no_ct_mark(bit: u32) -> Vec<Expr> {
+    vec![Expr::Ct(Ct::Mark, 0), bits(0, bit, 0), zero(0)]
+}
+
+fn established() -> Vec<Expr> {
+    vec![Expr::Ct(Ct::State, 0), bits(0, ESTABLISHED, 0), not_zero(0)]
 }
 
 fn ct_mark(bit: u32) -> Vec<Expr> {

@@ -1,6 +1,7 @@
 //! The whole userspace path in network namespaces. Needs root, as the program itself does.
 
 mod http;
+mod reuse;
 mod start;
 mod tcp;
 mod udp;
