@@ -99,6 +99,8 @@ pub trait Env {
     fn cookie(&self) -> u64;
     /// Whether the socket is in the node's own network namespace.
     fn in_node_netns(&self) -> bool;
+    /// Whether the socket is bound to a loopback address, from which no other machine is reached, nor a pod.
+    fn is_bound_to_loopback(&self) -> bool;
     /// Whether the socket carries the proxy's own mark.
     fn is_own(&self) -> bool;
 }

@@ -46,7 +46,9 @@ pub(crate) fn frontend(io: &(impl Tables + Env), key: &FrontendKey) -> Option<Fr
         io.count(Counter::Listener);
         return None;
     }
-    if row.flags & FRONTEND_NODE_ONLY != 0 && !io.in_node_netns() {
+    // A loopback address is the node's own namespace's. The kernel would refuse to take a socket that is bound to one to
+    // a backend elsewhere (EINVAL); the listener has an address for that.
+    if row.flags & FRONTEND_NODE_ONLY != 0 && (!io.in_node_netns() || io.is_bound_to_loopback()) {
         return None;
     }
     Some(row)

@@ -27,6 +27,7 @@ pub(crate) struct Fake {
     pub(crate) caller: Cell<u64>,
     pub(crate) caller_is_own: Cell<bool>,
     pub(crate) caller_on_node: Cell<bool>,
+    pub(crate) caller_on_loopback: Cell<bool>,
     pub(crate) no_memory: Cell<bool>,
     /// Frontend rows that are read before those in the map: what a program read just before a swap.
     pub(crate) stale: RefCell<Vec<FrontendRow>>,
@@ -149,6 +150,10 @@ impl Env for Fake {
 
     fn in_node_netns(&self) -> bool {
         self.caller_on_node.get()
+    }
+
+    fn is_bound_to_loopback(&self) -> bool {
+        self.caller_on_loopback.get()
     }
 
     fn is_own(&self) -> bool {

@@ -185,6 +185,12 @@ unsafe fn add_one(counter: *mut u64) {
     unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) 1u64, options(nostack)) };
 }
 
+/// Whether an address, as the kernel has it, is of 127.0.0.0/8.
+#[inline(always)]
+const fn is_loopback_v4(address: u32) -> bool {
+    address.to_ne_bytes()[0] == 127
+}
+
 impl Env for Socket<'_> {
     #[inline(always)]
     fn random(&self) -> u32 {
@@ -202,6 +208,22 @@ impl Env for Socket<'_> {
     fn in_node_netns(&self) -> bool {
         // SAFETY: the helper takes the context.
         unsafe { bpf_get_netns_cookie(self.ctx.sock_addr.cast()) == NODE_NETNS.load() }
+    }
+
+    #[inline(always)]
+    fn is_bound_to_loopback(&self) -> bool {
+        const AF_INET: u32 = 2;
+        const LOOPBACK_V6: [u32; 4] = [0, 0, 0, 1_u32.to_be()];
+        const MAPPED: [u32; 3] = [0, 0, 0xffff_u32.to_be()];
+        let sk = self.sk();
+        // SAFETY: the socket is held while the program runs; the verifier allows reading its family and source address.
+        unsafe {
+            if (&raw const (*sk).family).read_volatile() == AF_INET {
+                return is_loopback_v4((&raw const (*sk).src_ip4).read_volatile());
+            }
+            let source: [u32; 4] = core::array::from_fn(|word| (&raw const (*sk).src_ip6[word]).read_volatile());
+            source == LOOPBACK_V6 || (source[..3] == MAPPED && is_loopback_v4(source[3]))
+        }
     }
 
     #[inline(always)]

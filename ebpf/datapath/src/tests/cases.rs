@@ -57,6 +57,9 @@ fn listeners_own_sockets_and_other_namespaces_loopback_are_left_alone() {
     io.serve(&to, Transport::Udp, 1, &[backend], FRONTEND_NODE_ONLY);
     assert_eq!(sendmsg(&io, to), Verdict::Untouched);
     io.caller_on_node.set(true);
+    io.caller_on_loopback.set(true);
+    assert_eq!(sendmsg(&io, to), Verdict::Untouched, "from 127.0.0.1 no pod is reached");
+    io.caller_on_loopback.set(false);
     assert_eq!(sendmsg(&io, to), Verdict::Translate(backend));
     io.caller_is_own.set(true);
     assert_eq!(sendmsg(&io, to), Verdict::Untouched);

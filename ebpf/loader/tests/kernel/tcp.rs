@@ -161,6 +161,17 @@ fn a_loopback_node_port_answers_in_the_nodes_namespace_only() {
         let mut node = world.node()?;
         node.update(&snapshot);
         assert_eq!(ask(TcpStream::connect("127.0.0.1:30080")?), 7);
+        for (domain, from, to) in [
+            (Domain::IPV4, "127.0.0.1:0", "127.0.0.1:30080"),
+            (Domain::IPV6, "[::1]:0", "[::1]:30080"),
+            (Domain::IPV6, "[::ffff:127.0.0.1]:0", "[::ffff:127.0.0.1]:30080"),
+        ] {
+            // From there no pod is reached: left to the listener, which this test doesn't have.
+            let bound = Socket::new(domain, Type::STREAM, None)?;
+            bound.bind(&from.parse::<SocketAddr>()?.into())?;
+            let to: SocketAddr = to.parse()?;
+            assert_eq!(bound.connect(&to.into()).unwrap_err().kind(), ErrorKind::ConnectionRefused, "{from}");
+        }
         world.options.netns_cookie += 1; // as a pod's socket sees it
         world.node()?;
         assert_eq!(TcpStream::connect("127.0.0.1:30080").unwrap_err().kind(), ErrorKind::ConnectionRefused);
