@@ -11,3 +11,11 @@ pub(crate) fn frugal_allocator() {
         unsafe { libc::mallopt(parameter, value) };
     }
 }
+
+/// Has the calling thread run only when nothing else wants the core.
+pub(crate) fn lower_priority() {
+    const LOWEST: libc::c_int = 19;
+    const THIS_THREAD: libc::id_t = 0; // Linux keeps it for each thread: sched(7)
+    // SAFETY: takes three numbers; where it isn't allowed nothing changes.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, THIS_THREAD, LOWEST) };
+}

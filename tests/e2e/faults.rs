@@ -36,8 +36,8 @@ pub(crate) const CASES: &[Case] = &[
 const RATE: u32 = 250;
 /// As long as the issue wants it.
 const OUTAGE: Duration = Duration::from_secs(30);
-/// Proxies wait longer and longer between tries while there is no controller: at most 15 s, for each of two replicas.
-const RECONNECTED: Duration = Duration::from_secs(45);
+/// Proxies wait longer and longer between tries while there is no controller: at most about 6 s, for each of two replicas.
+const RECONNECTED: Duration = Duration::from_secs(20);
 /// A delayed connection is not a failed one: SYNs are sent again after 1, 3 and 7 s.
 const PATIENCE: u64 = 25_000;
 

@@ -1,5 +1,6 @@
 //! The task that saves: at most once a second, at most a twentieth of a core, and once more at the end.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,6 +19,15 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const PAUSE_FACTOR: u32 = 20;
 /// A file that nothing changed in is written anew after this time, so that its age says when this node was last in touch.
 const REFRESH: Duration = Duration::from_secs(600);
+
+/// How soon a save has to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Haste {
+    /// When nothing else wants the core: encoding 10,000 endpoints must not hold up the change that follows.
+    Low,
+    /// Now, since the program ends.
+    Normal,
+}
 
 /// What the task needs.
 #[derive(Clone)]
@@ -50,7 +60,7 @@ pub(crate) async fn keep(mut keeper: Keeper) {
         let due = tried.elapsed() >= REFRESH || saved.as_ref().is_none_or(|saved| !saved.is(&content));
         let mut pause = Duration::ZERO;
         if due {
-            let (written, wait) = keeper.save_now(snapshot.clone()).await;
+            let (written, wait) = keeper.save_now(snapshot.clone(), Haste::Low).await;
             (tried, pause) = (tokio::time::Instant::now(), wait);
             saved = written.then_some(content);
             revision = if written { snapshot.revision } else { 0 };
@@ -67,7 +77,7 @@ pub(crate) async fn keep(mut keeper: Keeper) {
     }
     let last = keeper.snapshots.borrow_and_update().clone();
     if last.revision != revision {
-        keeper.save_now(last).await;
+        keeper.save_now(last, Haste::Normal).await;
     }
 }
 
@@ -101,21 +111,26 @@ fn same<T>(one: Option<&(ContentHash, Arc<T>)>, other: Option<&(ContentHash, Arc
 
 impl Keeper {
     /// Saves; returns whether it could, and how long to wait before the next time.
-    async fn save_now(&self, snapshot: Arc<Snapshot>) -> (bool, Duration) {
+    async fn save_now(&self, snapshot: Arc<Snapshot>, haste: Haste) -> (bool, Duration) {
         let (path, identity, confirmed) = (self.path.clone(), self.identity.clone(), (self.confirmed)());
         let started = Instant::now();
-        let saved = tokio::task::spawn_blocking(move || save(&path, &snapshot, &identity, confirmed)).await;
-        let error = match saved {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(error) => Some(error.to_string()),
+        let work = move || {
+            if haste == Haste::Low {
+                crate::sys::lower_priority();
+            }
+            save(&path, &snapshot, &identity, confirmed)
         };
-        let written = error.is_none();
-        if let Some(error) = error {
+        let wait = move || {
+            // A thread of its own, since a thread may not get its priority back.
+            let thread = std::thread::Builder::new().name("save".to_owned()).spawn(work)?;
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that saves panicked")))
+        };
+        let saved = tokio::task::spawn_blocking(wait).await.map_err(io::Error::other).flatten();
+        if let Err(error) = &saved {
             self.metrics.disk_errors.inc();
-            tracing::warn!(file = %self.path.display(), error, "the snapshot can't be saved; is the disk full?");
+            tracing::warn!(file = %self.path.display(), %error, "the snapshot can't be saved; is the disk full?");
         }
-        (written, INTERVAL.max(started.elapsed() * PAUSE_FACTOR))
+        (saved.is_ok(), INTERVAL.max(started.elapsed() * PAUSE_FACTOR))
     }
 }
 

@@ -167,7 +167,7 @@ fn a_silent_backend_costs_a_second_and_silence_everywhere_five() {
         let begin = Instant::now();
         assert_eq!(world.pods[0].ask("10.96.0.10:80").unwrap().name, "six");
         let took = begin.elapsed();
-        assert!(took < Duration::from_millis(1500), "{took:?}");
+        assert!(took < Duration::from_millis(1900), "one try in vain takes a second: {took:?}");
         slow += usize::from(took > Duration::from_millis(900));
     }
     assert!(slow < 8, "both are chosen");
@@ -330,7 +330,7 @@ fn twenty_thousand_frontends_are_programmed_at_once_and_changes_cost_little() {
     assert!(took < Duration::from_secs(5), "20,000 frontends took {took:?}");
     assert_eq!(world.pods[0].ask("10.96.39.250:80").unwrap().name, "six");
     let one = world.apply(vec![service("last", "10.96.77.1").port(80).ready("10.1.0.5", &[8080])], vec![]);
-    assert!(one < Duration::from_millis(500), "one more took {one:?}");
+    assert!(one * 4 < took, "one more took {one:?}, all of them {took:?}");
     let gone = (0..10_000).map(|n| ResourceKey::Service(ServiceKey::new("ns", format!("s{n}"))));
     world.apply(vec![], gone.collect());
     assert_eq!(world.metric("sheave_nftables_elements{set=\"frontends4\"}"), 1.0);
