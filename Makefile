@@ -12,7 +12,7 @@ PATHS ?= ebpf,userspace
 # that all the debug builds share one build of each dependency.
 BINARIES := --workspace --bins --test tidy
 
-.PHONY: help setup demo demo-up demo-down test check e2e bench-quick
+.PHONY: help setup demo demo-up demo-down test check e2e bench-quick image
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,3 +49,7 @@ bench-quick: ## The limits we hold ourselves to, measured here in under ten minu
 	@.ci/setup build run bench kube
 	@cargo build --locked --release --workspace --bins
 	@KUBEBUILDER_ASSETS="$$(.ci/kube --path)" target/release/sheave-bench quick --json target/bench/quick.json
+
+image: ## The programs as one OCI archive, static, without a daemon or a registry
+	@.ci/setup build image
+	@.ci/image
