@@ -8,11 +8,15 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 CASES ?=
 PATHS ?= ebpf,userspace
 
+# For `make cluster-up`: how many nodes, and who serves Services: sheave, kube-proxy-nftables or none.
+NODES ?= 2
+PROXY ?= sheave
+
 # Every program. The test among them makes cargo choose the features of dependencies that `cargo test --workspace` chooses, so
 # that all the debug builds share one build of each dependency.
 BINARIES := --workspace --bins --test tidy
 
-.PHONY: help setup demo demo-up demo-down test check e2e bench-quick image
+.PHONY: help setup demo demo-up demo-down test check e2e cluster-up cluster-down e2e-cluster bench-quick image
 
 help: ## Show the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +48,20 @@ e2e: ## End to end; CASES=part-of-a-name PATHS=ebpf,userspace
 	@.ci/setup build run test kube
 	@cargo build --locked $(BINARIES)
 	@KUBEBUILDER_ASSETS="$$(.ci/kube --path)" target/debug/sheave-e2e --cases '$(CASES)' --paths '$(PATHS)'
+
+cluster-up: ## A real cluster on this machine, left running; NODES=2 PROXY=sheave|kube-proxy-nftables|none
+	@.ci/setup build run test cluster
+	@cargo build --locked $(BINARIES)
+	@if [ '$(PROXY)' = sheave ]; then $(MAKE) --no-print-directory image; fi
+	@NODES='$(NODES)' PROXY='$(PROXY)' tests/cluster/up
+
+cluster-down: ## End what cluster-up left running
+	@tests/cluster/down
+
+e2e-cluster: ## End to end on the cluster that is up; CASES=part-of-a-name
+	@cargo build --locked $(BINARIES)
+	@tests/cluster/images && tests/cluster/load target/images/testpod.tar
+	@tests/cluster/in world target/debug/sheave-e2e-cluster --cases '$(CASES)' || { tests/cluster/collect; exit 1; }
 
 bench-quick: ## The limits we hold ourselves to, measured here in under ten minutes
 	@.ci/setup build run bench kube

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,12 +19,13 @@ use crate::testpod::{ARGUMENT, protocol::*};
 /// Longer than any single request takes; a load's last connections may wait out their patience.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// A running test pod process; dropped, it is killed.
+/// A running test pod process; dropped, it is killed where it was started here.
 #[derive(Debug)]
 pub struct Agent {
     name: String,
     socket: PathBuf,
-    child: Mutex<Child>,
+    /// None: somebody else started it, and ends it.
+    child: Mutex<Option<Child>>,
 }
 
 #[derive(Deserialize)]
@@ -37,19 +38,39 @@ enum Reply {
 impl Agent {
     /// Starts a test pod at a place with these servers, and returns once all of them listen.
     pub fn start(name: &str, place: &Place, servers: &[(Kind, u16)], sockets: &Path) -> Result<Self> {
+        Self::spawn(name, Command::new("/proc/self/exe"), servers, sockets, |command| spawn(command, place))
+    }
+
+    /// Starts one by a command that goes on as the program it is given (`nsenter ... PROGRAM`), where that command leads.
+    pub fn start_by(name: &str, mut command: Command, servers: &[(Kind, u16)], sockets: &Path) -> Result<Self> {
+        command.arg(std::env::current_exe()?);
+        Self::spawn(name, command, servers, sockets, |command| command.spawn().context("start"))
+    }
+
+    /// One that runs already and listens at this socket.
+    pub fn attach(name: &str, socket: &Path) -> Self {
+        Self { name: name.to_owned(), socket: socket.to_owned(), child: Mutex::new(None) }
+    }
+
+    fn spawn(
+        name: &str,
+        mut command: Command,
+        servers: &[(Kind, u16)],
+        sockets: &Path,
+        start: impl FnOnce(&mut Command) -> Result<Child>,
+    ) -> Result<Self> {
         let socket = sockets.join(name);
-        let mut command = Command::new("/proc/self/exe");
         command.arg(ARGUMENT).arg(&socket).arg(name);
         command.args(servers.iter().map(|(kind, port)| format!("{}:{port}", kind.name())));
         command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = spawn(&mut command, place)?;
+        let mut child = start(&mut command)?;
         let mut line = String::new();
         let output = child.stdout.take().context("output of a test pod")?;
         BufReader::new(output).read_line(&mut line)?;
         if line != "ready\n" {
             bail!("test pod {name} did not start");
         }
-        Ok(Self { name: name.to_owned(), socket, child: Mutex::new(child) })
+        Ok(Self { name: name.to_owned(), socket, child: Mutex::new(Some(child)) })
     }
 
     /// The name its servers answer with.
@@ -57,9 +78,10 @@ impl Agent {
         &self.name
     }
 
-    /// Kills it with SIGKILL: its kernel resets the connections.
+    /// Kills it with SIGKILL: its kernel resets the connections. Nothing happens to one that was started elsewhere.
     pub fn kill(&self) -> Result<()> {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(child) = child.as_mut() else { return Ok(()) };
         child.kill()?;
         child.wait()?;
         let _ = fs::remove_file(&self.socket); // killed before, perhaps
@@ -101,6 +123,11 @@ impl Agent {
     /// Asks once.
     pub fn ask(&self, ask: &Ask) -> Result<Answer> {
         self.call(&Request::Ask(ask.clone()))
+    }
+
+    /// Addresses of a name, by its own resolver.
+    pub fn resolve(&self, name: &str) -> Result<Vec<IpAddr>> {
+        self.call(&Request::Resolve { name: name.to_owned() })
     }
 
     /// Asks a TCP server in the ordinary way.

@@ -1,13 +1,16 @@
 //! A small client of the Kubernetes API: JSON over HTTPS, one connection kept open.
 
+use std::fs;
 use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustls::crypto::ring;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 
@@ -36,12 +39,21 @@ fn path(kind: &str, namespace: &str) -> Result<String> {
         "Pod" => ("api/v1", "pods"),
         "Node" => ("api/v1", "nodes"),
         "Namespace" => ("api/v1", "namespaces"),
+        "ConfigMap" => ("api/v1", "configmaps"),
+        "Secret" => ("api/v1", "secrets"),
+        "ServiceAccount" => ("api/v1", "serviceaccounts"),
+        "Event" => ("api/v1", "events"),
+        "Deployment" => ("apis/apps/v1", "deployments"),
+        "DaemonSet" => ("apis/apps/v1", "daemonsets"),
+        "Job" => ("apis/batch/v1", "jobs"),
+        "Lease" => ("apis/coordination.k8s.io/v1", "leases"),
         "EndpointSlice" => ("apis/discovery.k8s.io/v1", "endpointslices"),
         "ServiceCIDR" => ("apis/networking.k8s.io/v1", "servicecidrs"),
         "ClusterRole" => ("apis/rbac.authorization.k8s.io/v1", "clusterroles"),
         "ClusterRoleBinding" => ("apis/rbac.authorization.k8s.io/v1", "clusterrolebindings"),
         "Role" => ("apis/rbac.authorization.k8s.io/v1", "roles"),
         "RoleBinding" => ("apis/rbac.authorization.k8s.io/v1", "rolebindings"),
+        "ValidatingWebhookConfiguration" => ("apis/admissionregistration.k8s.io/v1", "validatingwebhookconfigurations"),
         _ => bail!("the harness doesn't know where a {kind} lives"),
     };
     Ok(if namespace.is_empty() {
@@ -62,6 +74,20 @@ impl Api {
             .with_root_certificates(roots)
             .with_no_client_auth();
         Ok(Self { address, token: token.to_owned(), tls: Arc::new(tls), connection: Mutex::default() })
+    }
+
+    /// A client as a kubeconfig of the test cluster says: one cluster by address, one user by token.
+    pub fn from_kubeconfig(file: &Path) -> Result<Self> {
+        let read = || -> Result<Self> {
+            let config: Value = serde_yaml_ng::from_str(&fs::read_to_string(file)?)?;
+            let text = |value: &Value| value.as_str().map(str::to_owned).context("a field is missing");
+            let cluster = &config["clusters"][0]["cluster"];
+            let server = text(&cluster["server"])?;
+            let address = server.strip_prefix("https://").context("not https")?.parse().context("server")?;
+            let authority = CertificateDer::from_pem_file(text(&cluster["certificate-authority"])?)?;
+            Self::new(address, &authority, &text(&config["users"][0]["user"]["token"])?)
+        };
+        read().with_context(|| format!("{}", file.display()))
     }
 
     /// Another client with the same identity and a connection of its own, for requests side by side.
@@ -133,6 +159,12 @@ impl Api {
     pub fn list(&self, kind: &str, namespace: &str) -> Result<Vec<Value>> {
         let list = self.get(&path(kind, namespace)?)?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Changes fields of an object, or of one of its subresources (`/status`, or nothing), by a merge patch.
+    pub fn patch(&self, kind: &str, namespace: &str, name: &str, subresource: &str, change: &Value) -> Result<()> {
+        let path = format!("{}/{name}{subresource}", path(kind, namespace)?);
+        self.expect("PATCH", &path, Some(change)).map(drop)
     }
 
     /// Creates or updates an object, and its status where one is given.

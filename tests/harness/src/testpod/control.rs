@@ -1,6 +1,8 @@
 //! The control socket: a thread per controlling connection, one JSON line in, one out.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +25,7 @@ struct Control {
 
 /// Serves for ever. Says `ready` on standard output once it listens.
 pub(super) fn serve(socket: &Path, servers: &Servers) -> Result<()> {
+    let _ = fs::remove_file(socket); // of an earlier life of the same container
     let listener = UnixListener::bind(socket).with_context(|| format!("{}", socket.display()))?;
     let control = Arc::new(Control { servers: servers.clone(), held: Held::default(), loads: Loads::default() });
     std::io::stdout().write_all(b"ready\n")?;
@@ -51,6 +54,14 @@ fn value(answer: impl Serialize) -> Result<Value> {
     serde_json::to_value(answer).context("answer")
 }
 
+/// Each address once; the resolver names it once for each kind of socket.
+fn resolve(name: &str) -> Result<Vec<IpAddr>> {
+    let mut addresses: Vec<_> =
+        (name, 0).to_socket_addrs().context(name.to_owned())?.map(|it: SocketAddr| it.ip()).collect();
+    addresses.dedup();
+    Ok(addresses)
+}
+
 impl Control {
     fn answer(&self, request: Request) -> Result<Value> {
         match request {
@@ -61,6 +72,7 @@ impl Control {
                 value(())
             }
             Request::Ask(ask) => value(if udp::is_udp(&ask) { udp::ask(&ask) } else { client::ask(&ask) }),
+            Request::Resolve { name } => value(resolve(&name)?),
             Request::Open(ask) => value(self.held.open(&ask)?),
             Request::Ping { id, target } => value(self.held.ping(id, target)?),
             Request::Finish { id } => value(self.held.finish(id)?),

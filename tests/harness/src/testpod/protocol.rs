@@ -61,6 +61,11 @@ pub enum Request {
     ClearRecords,
     /// One question. Answer: [`Answer`].
     Ask(Ask),
+    /// Addresses of a name, by the resolver of the pod. Answer: `Vec<IpAddr>`, in the resolver's order.
+    Resolve {
+        /// The name.
+        name: String,
+    },
     /// Opens a connection (or UDP socket) and keeps it. Answer: [`Opened`].
     Open(Ask),
     /// One round trip on a kept connection. Answer: [`Answer`].
