@@ -170,6 +170,13 @@ impl Kube {
         Ok(path)
     }
 
+    /// An administrator's kubeconfig.
+    pub fn admin_kubeconfig(&self) -> Result<PathBuf> {
+        let path = self.folder.join("admin.kubeconfig");
+        self.write_kubeconfig(&path, self.address(), ADMIN_TOKEN)?;
+        Ok(path)
+    }
+
     /// Where the API server listens.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from((ROUTER.v4, PORT))

@@ -14,6 +14,7 @@ pub mod kube;
 pub mod metrics;
 pub mod netns;
 pub mod objects;
+pub mod pages;
 pub mod pod;
 pub mod process;
 pub mod relay;
