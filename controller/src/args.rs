@@ -29,6 +29,16 @@ pub(crate) struct RunArgs {
     /// Kubeconfig for `--source kube`; without it the usual places, then the pod's own account
     #[arg(long, env = "SHEAVE_KUBECONFIG", value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
+    /// Where the API server is reached in place of what the kubeconfig or the pod's environment says: never by a Service
+    #[arg(long, env = "SHEAVE_API_SERVER", value_name = "HOST:PORT")]
+    pub(crate) api_server: Option<String>,
+    /// How proxies and controllers trust each other on `--listen`: `kube`, by tokens and a CA kept at the API server, or
+    /// `files`, by certificates in `--tls-dir`
+    #[arg(long, env = "SHEAVE_TRUST", value_enum, default_value = "files")]
+    pub(crate) trust: TrustMode,
+    /// Where proxies reach this replica, for `--trust kube`; without it the address of `--listen`
+    #[arg(long, env = "SHEAVE_ADVERTISE", value_name = "IP:PORT")]
+    pub(crate) advertise: Option<SocketAddr>,
     /// Folder for what must outlive a restart; one controller uses it at a time
     #[arg(long, env = "SHEAVE_STATE_DIR", value_name = "DIR")]
     pub(crate) state_dir: PathBuf,
@@ -38,8 +48,8 @@ pub(crate) struct RunArgs {
     /// NodePorts are assigned from these; for `--source dir:`
     #[arg(long, env = "SHEAVE_NODE_PORT_RANGE", value_name = "FIRST-LAST", default_value = "30000-32767")]
     pub(crate) node_port_range: String,
-    /// Serves discovery over TLS here; proxies need a certificate
-    #[arg(long, env = "SHEAVE_LISTEN", value_name = "IP:PORT", requires = "tls_dir")]
+    /// Serves discovery over TLS here; proxies need a certificate or a token, see `--trust`
+    #[arg(long, env = "SHEAVE_LISTEN", value_name = "IP:PORT")]
     pub(crate) listen: Option<SocketAddr>,
     /// Folder with ca.crt, controller.crt and controller.key, as `init` makes them
     #[arg(long, env = "SHEAVE_TLS_DIR", value_name = "DIR")]
@@ -71,6 +81,12 @@ pub(crate) struct RunArgs {
 pub(crate) enum LogFormat {
     Human,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TrustMode {
+    Files,
+    Kube,
 }
 
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use crate::args::{LogFormat, RunArgs};
+use crate::args::{LogFormat, RunArgs, TrustMode};
 
 /// ClusterIPs come from here where nothing else is said: kubeadm's IPv4 default and a ULA beside it.
 const DEFAULT_SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
@@ -36,7 +36,7 @@ pub(crate) struct Config {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum SourceConfig {
     /// An API server.
-    Kube { kubeconfig: Option<PathBuf>, lease_namespace: Option<String> },
+    Kube { kubeconfig: Option<PathBuf>, api_server: Option<String>, lease_namespace: Option<String> },
     /// A folder of YAML, and what stands in for an API server behind it.
     Dir { path: PathBuf, service_cidrs: Vec<IpNet>, node_ports: RangeInclusive<u16> },
 }
@@ -45,16 +45,29 @@ pub(crate) enum SourceConfig {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ListenConfig {
     pub(crate) address: SocketAddr,
-    pub(crate) tls_dir: PathBuf,
+    pub(crate) trust: TrustConfig,
+}
+
+/// How both sides of a TLS connection know each other.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum TrustConfig {
+    /// By certificates of one CA, in this folder.
+    Files { tls_dir: PathBuf },
+    /// By a CA that replicas share at the API server, and by tokens. Proxies reach this replica at `advertise`.
+    Kube { advertise: SocketAddr },
 }
 
 impl Config {
     /// Validates the command line.
     pub(crate) fn new(args: Box<RunArgs>) -> Result<Self, ConfigError> {
         let source = source(&args)?;
-        let listen = match (args.listen, args.tls_dir) {
-            (Some(address), Some(tls_dir)) => Some(ListenConfig { address, tls_dir }),
-            (Some(_), None) => return Err(ConfigError("--listen needs --tls-dir; make one with `init`".into())),
+        let trust = trust(&args)?;
+        let listen = match (args.listen, trust) {
+            (Some(address), Some(trust)) => Some(ListenConfig { address, trust }),
+            (Some(_), None) => {
+                return Err(ConfigError("--listen needs --tls-dir (see `init`), or --trust kube".into()));
+            }
             (None, _) => None,
         };
         if listen.is_none() && args.socket.is_none() {
@@ -82,6 +95,7 @@ fn source(args: &RunArgs) -> Result<SourceConfig, ConfigError> {
     if args.source == "kube" {
         return Ok(SourceConfig::Kube {
             kubeconfig: args.kubeconfig.clone(),
+            api_server: args.api_server.as_deref().map(api_server).transpose()?,
             lease_namespace: args.lease_namespace.clone(),
         });
     }
@@ -91,6 +105,43 @@ fn source(args: &RunArgs) -> Result<SourceConfig, ConfigError> {
     };
     let node_ports = node_ports(&args.node_port_range)?;
     Ok(SourceConfig::Dir { path: path.into(), service_cidrs: service_cidrs(&args.service_cidr)?, node_ports })
+}
+
+/// A host and a port, which become the API server's URL.
+fn api_server(text: &str) -> Result<String, ConfigError> {
+    let whole = text.rsplit_once(':').is_some_and(|(host, port)| {
+        let bracketed = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
+        !host.is_empty() && bracketed && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if whole {
+        return Ok(text.to_owned());
+    }
+    Err(ConfigError(format!("--api-server {text} is no HOST:PORT; write it as 10.0.0.1:6443 or [fd00::1]:6443")))
+}
+
+fn trust(args: &RunArgs) -> Result<Option<TrustConfig>, ConfigError> {
+    if args.trust == TrustMode::Files {
+        return match args.advertise {
+            Some(_) => Err(ConfigError("--advertise means nothing without --trust kube; leave it out".into())),
+            None => Ok(args.tls_dir.clone().map(|tls_dir| TrustConfig::Files { tls_dir })),
+        };
+    }
+    if args.source != "kube" {
+        return Err(ConfigError("--trust kube needs --source kube; for a folder use --tls-dir or --socket".into()));
+    }
+    if args.tls_dir.is_some() {
+        return Err(ConfigError("--trust kube makes its own certificates; leave out --tls-dir".into()));
+    }
+    let Some(listen) = args.listen else {
+        return Err(ConfigError("--trust kube needs --listen, such as 0.0.0.0:15010".into()));
+    };
+    let advertise = args.advertise.unwrap_or(listen);
+    if advertise.ip().is_unspecified() || advertise.port() == 0 {
+        return Err(ConfigError(format!(
+            "proxies can't reach {advertise}; give --advertise with this replica's own address and port"
+        )));
+    }
+    Ok(Some(TrustConfig::Kube { advertise }))
 }
 
 fn service_cidrs(given: &[String]) -> Result<Vec<IpNet>, ConfigError> {
@@ -155,11 +206,33 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_replica_advertises_what_it_listens_on_unless_it_is_told_otherwise() {
+        let advertised = |flags: &[&str]| {
+            let all = ["--source", "kube", "--trust", "kube", "--api-server", "[fd00::1]:6443"].iter().chain(flags);
+            let config = config(&all.copied().collect::<Vec<_>>()).unwrap();
+            match config.listen.unwrap().trust {
+                TrustConfig::Kube { advertise } => advertise.to_string(),
+                TrustConfig::Files { .. } => panic!("trust by the API server was asked for"),
+            }
+        };
+        assert_eq!(advertised(&["--listen", "10.0.0.1:15010"]), "10.0.0.1:15010");
+        assert_eq!(advertised(&["--listen", "0.0.0.0:1", "--advertise", "10.0.0.2:15010"]), "10.0.0.2:15010");
+    }
+
+    #[test]
     fn what_cannot_work_is_said_with_the_flag() {
         for (flags, word) in [
             (&["--source", "dir:", "--socket", "s"][..], "--source"),
             (&["--source", "etcd", "--socket", "s"], "--source"),
             (&["--source", "kube"], "--listen or --socket"),
+            (&["--source", "kube", "--listen", "0.0.0.0:1"], "--tls-dir"),
+            (&["--source", "kube", "--trust", "kube", "--socket", "s"], "--listen"),
+            (&["--source", "kube", "--trust", "kube", "--listen", "[::]:1"], "--advertise"),
+            (&["--source", "kube", "--trust", "kube", "--listen", "10.0.0.1:1", "--tls-dir", "t"], "--tls-dir"),
+            (&["--source", "dir:x", "--trust", "kube", "--listen", "10.0.0.1:1"], "--source"),
+            (&["--source", "kube", "--socket", "s", "--advertise", "10.0.0.1:1"], "--advertise"),
+            (&["--source", "kube", "--socket", "s", "--api-server", "fd00::1:6443"], "--api-server"),
+            (&["--source", "kube", "--socket", "s", "--api-server", "https://x:1"], "--api-server"),
             (&["--source", "dir:x", "--socket", "s", "--service-cidr", "10.0.0.0/33"], "--service-cidr"),
             (&["--source", "dir:x", "--socket", "s", "--service-cidr", "10.0.0.0/16,10.2.0.0/16"], "--service-cidr"),
             (&["--source", "dir:x", "--socket", "s", "--node-port-range", "9-3"], "--node-port-range"),

@@ -1,33 +1,22 @@
 //! `sheave-controller init`: a CA and certificates, for where nodes can't prove themselves by tokens.
 //!
-//! A second run keeps the CA and whatever it signed, and adds the nodes that are new.
+//! A second run keeps the CA and whatever it signed, and adds the nodes that are new. Certificates hold for ten years and are
+//! not renewed here; a real cluster uses `--trust kube`.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
+use rcgen::ExtendedKeyUsagePurpose;
 
 use crate::args::InitArgs;
 use crate::config::ConfigError;
-
-/// The name that proxies expect in the controller's certificate, at whatever address they reach it.
-pub(crate) const SERVER_NAME: &str = "controller.sheave";
+use crate::pki::{Authority, CA_VALIDITY, SERVER_NAME};
 
 /// Follows a node's name in its certificate's DNS name.
 pub(crate) const NODE_SUFFIX: &str = ".nodes.sheave";
-
-/// Certificates hold this long. There is no renewal here; a real cluster uses tokens.
-const VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-
-/// A node's clock may be behind by this much.
-const SKEW: Duration = Duration::from_secs(3600);
 
 /// Makes what is missing.
 pub(crate) fn init(args: &InitArgs) -> anyhow::Result<()> {
@@ -45,7 +34,7 @@ pub(crate) fn init(args: &InitArgs) -> anyhow::Result<()> {
     for name in &args.node {
         let dir = args.dir.join("nodes").join(name);
         fs::create_dir_all(&dir).with_context(|| format!("{} can't be made", dir.display()))?;
-        write(&dir.join("ca.crt"), &ca.pem, 0o644)?;
+        write(&dir.join("ca.crt"), ca.0.certificate(), 0o644)?;
         let certificate = dir.join("tls.crt");
         if !certificate.exists() {
             let usage = ExtendedKeyUsagePurpose::ClientAuth;
@@ -71,32 +60,22 @@ fn check_name(name: &str) -> Result<(), ConfigError> {
     )))
 }
 
-struct Ca {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
+struct Ca(Authority);
 
 impl Ca {
     fn open_or_make(dir: &Path) -> anyhow::Result<Self> {
         let (certificate, key) = (dir.join("ca.crt"), dir.join("ca.key"));
         match (certificate.exists(), key.exists()) {
             (true, true) => {
-                let pem = read(&certificate)?;
-                let key_pair =
-                    KeyPair::from_pem(&read(&key)?).with_context(|| format!("{} is no key", key.display()))?;
-                let issuer = Issuer::from_ca_cert_pem(&pem, key_pair);
-                let issuer = issuer.with_context(|| format!("{} is no certificate", certificate.display()))?;
-                Ok(Self { pem, issuer })
+                let authority = Authority::from_pem(&read(&certificate)?, &read(&key)?);
+                let failed = || format!("{} and {} can't be used", certificate.display(), key.display());
+                Ok(Self(authority.with_context(failed)?))
             }
             (false, false) => {
-                let key_pair = KeyPair::generate().context("no key can be made")?;
-                let mut params = params("Sheave discovery CA", Vec::new())?;
-                params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-                params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-                let pem = params.self_signed(&key_pair).context("the CA can't be signed")?.pem();
-                write(&key, &key_pair.serialize_pem(), 0o600)?;
-                write(&certificate, &pem, 0o644)?;
-                Ok(Self { pem, issuer: Issuer::new(params, key_pair) })
+                let authority = Authority::make().context("no CA can be made")?;
+                write(&key, authority.key(), 0o600)?;
+                write(&certificate, authority.certificate(), 0o644)?;
+                Ok(Self(authority))
             }
             (true, false) => {
                 bail!("{} is there without its key; put ca.key beside it or remove it", certificate.display())
@@ -115,28 +94,13 @@ impl Ca {
         certificate: &Path,
         key: &Path,
     ) -> anyhow::Result<()> {
-        let key_pair = KeyPair::generate().context("no key can be made")?;
-        let mut params = params(common_name, names)?;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![usage];
-        params.use_authority_key_identifier_extension = true;
-        let signed = params.signed_by(&key_pair, &self.issuer).context("the certificate can't be signed")?;
-        write(key, &key_pair.serialize_pem(), 0o600)?;
-        write(certificate, &signed.pem(), 0o644)
+        let shown = names.join(", ");
+        let signed = self.0.issue(common_name, names, usage, CA_VALIDITY);
+        let signed =
+            signed.map_err(|error| ConfigError(format!("a certificate for {shown} can't be made: {error}")))?;
+        write(key, &signed.key, 0o600)?;
+        write(certificate, &signed.certificate, 0o644)
     }
-}
-
-fn params(common_name: &str, names: Vec<String>) -> anyhow::Result<CertificateParams> {
-    let shown = names.join(", ");
-    let mut params =
-        CertificateParams::new(names).map_err(|error| ConfigError(format!("--address {shown}: {error}")))?;
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + now.saturating_sub(SKEW);
-    params.not_after = epoch + now + VALIDITY;
-    Ok(params)
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

@@ -1,7 +1,8 @@
 //! `sheave-controller`: watches Services and Pods, computes what proxies need, and serves it to them.
 //!
 //! `source` brings objects as facts, `engine` owns the index and encodes what has changed, `publish` keeps the catalog that
-//! all subscribers share, `serve` streams it, `leader` elects who may write, `admin` shows state. `init` makes certificates.
+//! all subscribers share, `serve` streams it, `leader` elects who may write, `trust` keeps a CA and knows nodes by their tokens,
+//! `admin` shows state. `init` makes certificates where there are no tokens.
 //! Nothing here decides what a Service means: that is the index and the model.
 
 mod admin;
@@ -12,11 +13,13 @@ mod init;
 mod leader;
 mod logging;
 mod metrics;
+mod pki;
 mod publish;
 mod run;
 mod serve;
 mod source;
 mod supervise;
+mod trust;
 
 use std::process::ExitCode;
 

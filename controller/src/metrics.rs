@@ -36,6 +36,18 @@ pub(crate) struct Metrics {
     pub(crate) nacks: IntCounter,
     /// 1 on the replica that may write.
     pub(crate) leader: IntGauge,
+    /// Tokens looked at, by what came of it.
+    pub(crate) token_reviews: IntCounterVec,
+    /// Answers about tokens that are remembered.
+    pub(crate) token_cache_entries: IntGauge,
+    /// TLS handshakes of proxies that failed.
+    pub(crate) handshakes_failed: IntCounter,
+    /// Looks at discovery's objects at the API server that could not do everything.
+    pub(crate) trust_errors: IntCounter,
+    /// When the CA that signs ends, in seconds since 1970.
+    pub(crate) ca_expiry: IntGauge,
+    /// Nodes that a CA which is being introduced waits for; shown by the leader.
+    pub(crate) ca_unacknowledged: IntGauge,
     /// Panics of background tasks, by task.
     pub(crate) task_panics: IntCounterVec,
 }
@@ -65,6 +77,20 @@ impl Metrics {
             acks: counter(&r, "sheave_acks_total", "Updates that proxies acknowledged."),
             nacks: counter(&r, "sheave_nacks_total", "Resources that proxies refused."),
             leader: gauge(&r, "sheave_leader", "1 on the replica that may write."),
+            token_reviews: counters(&r, "sheave_token_reviews_total", "Tokens of proxies looked at.", "result"),
+            token_cache_entries: gauge(&r, "sheave_token_cache_entries", "Answers about tokens that are remembered."),
+            handshakes_failed: counter(&r, "sheave_tls_handshakes_failed_total", "TLS handshakes that failed."),
+            trust_errors: counter(
+                &r,
+                "sheave_trust_errors_total",
+                "Looks at discovery's Secret, ConfigMap and Leases that could not do everything.",
+            ),
+            ca_expiry: gauge(&r, "sheave_ca_expiry_timestamp_seconds", "When the CA that signs ends."),
+            ca_unacknowledged: gauge(
+                &r,
+                "sheave_ca_unacknowledged_nodes",
+                "Nodes that a CA which is being introduced waits for.",
+            ),
             task_panics: counters(&r, "sheave_task_panics_total", "Panics of background tasks.", "task"),
             registry: r,
         };
@@ -73,6 +99,9 @@ impl Metrics {
             for family in [&metrics.objects_rejected, &metrics.watch_errors, &metrics.relists] {
                 family.with_label_values(&[kind.as_str()]);
             }
+        }
+        for result in ["accepted", "refused", "cached", "kept", "failed"] {
+            metrics.token_reviews.with_label_values(&[result]);
         }
         metrics
     }

@@ -4,6 +4,7 @@
 mod tests;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::admin::{self, Admin};
-use crate::config::{Config, SourceConfig};
+use crate::config::{Config, SourceConfig, TrustConfig};
 use crate::engine::{Engine, Question};
 use crate::leader::{self, StateLock};
 use crate::logging::{self, LogLevel};
@@ -26,6 +27,7 @@ use crate::source::dir::{DirConfig, DirSource};
 use crate::source::kube::{self, Backoff, KubeSource};
 use crate::source::{Batch, Feed, Relist, Source};
 use crate::supervise::Tasks;
+use crate::trust::{self, Directory, Reviewer, Serving, Trust};
 
 /// Worker threads at most: the work is one index task and short writes to many streams.
 const MAX_WORKERS: usize = 4;
@@ -72,6 +74,10 @@ struct Controller {
     publisher: Arc<Publisher>,
     nodes: Arc<Nodes>,
     relist: Arc<Relist>,
+    /// Whether this replica is the one that writes to the API server.
+    leads: watch::Sender<bool>,
+    /// What proxies are told about where replicas are and who signs for them: written by `trust`.
+    directory: watch::Sender<Arc<Directory>>,
     stop: watch::Sender<bool>,
     /// Closes when everything that has to end in order has ended: each part holds a clone.
     serving: mpsc::Sender<()>,
@@ -99,6 +105,8 @@ impl Controller {
             publisher: Arc::new(Publisher::new(metrics.clone())),
             nodes: Arc::new(Nodes::new(metrics.clone())),
             relist,
+            leads: watch::Sender::new(false),
+            directory: watch::Sender::new(Arc::default()),
             stop: watch::Sender::new(false),
             serving,
             bound: Vec::new(),
@@ -172,24 +180,29 @@ impl Controller {
             self.waiting.store(false, Ordering::Relaxed);
             self.metrics.leader.set(1);
         }
-        self.serve(admin).await?;
         match self.config.source.clone() {
-            SourceConfig::Kube { kubeconfig, lease_namespace } => {
-                let client = kube::client(kubeconfig.as_deref()).await?;
-                self.campaign(client.clone(), lease_namespace);
+            SourceConfig::Kube { kubeconfig, api_server, lease_namespace } => {
+                let client = kube::client(kubeconfig.as_deref(), api_server.as_deref()).await?;
+                let namespace = lease_namespace.unwrap_or_else(|| client.default_namespace().to_owned());
+                self.serve(admin, Some((client.clone(), namespace.clone()))).await?;
+                self.campaign(client.clone(), namespace);
                 let source = KubeSource::new(client);
                 self.read(move || source.clone(), inlet).await
             }
             SourceConfig::Dir { path, service_cidrs, node_ports } => {
+                self.serve(admin, None).await?;
                 let config = DirConfig { path, state_dir: self.config.state_dir.clone(), service_cidrs, node_ports };
                 self.read(move || DirSource::new(config.clone()), inlet).await
             }
         }
     }
 
-    /// Binds the rest and starts to serve: discovery answers once the source has been listed.
-    async fn serve(&mut self, admin: Arc<Admin>) -> anyhow::Result<()> {
+    /// Binds the rest and starts to serve: discovery answers once the source has been listed. `home` is a client of the API
+    /// server and the controller's own namespace there.
+    async fn serve(&mut self, admin: Arc<Admin>, home: Option<(::kube::Client, String)>) -> anyhow::Result<()> {
         let server = Server {
+            reviewer: None,
+            directory: self.directory.subscribe(),
             publisher: self.publisher.clone(),
             nodes: self.nodes.clone(),
             relist: self.relist.clone(),
@@ -202,10 +215,23 @@ impl Controller {
             let listener = Arc::new(listener);
             self.tasks.restarting("admin-socket", move || admin::serve_unix(admin.clone(), listener.clone()));
         }
-        if let Some(listen) = &self.config.listen {
-            let (address, serving) = serve::serve_tls(server.clone(), listen).await?;
-            info!(%address, "discovery over TLS");
-            self.tasks.fatal("discovery", until_ended(serving, &self.serving, &self.stop));
+        match (self.config.listen.as_ref().map(|listen| (listen.address, listen.trust.clone())), home) {
+            (Some((address, TrustConfig::Files { tls_dir })), _) => {
+                let (address, serving) = serve::serve_tls(server.clone(), address, &tls_dir).await?;
+                info!(%address, "discovery over TLS, by certificates");
+                self.tasks.fatal("discovery", until_ended(serving, &self.serving, &self.stop));
+            }
+            (Some((address, TrustConfig::Kube { advertise })), Some((client, namespace))) => {
+                let reviewer = Arc::new(Reviewer::new(client.clone(), &namespace, self.metrics.clone()));
+                let (shown, server) =
+                    (Arc::new(Serving::default()), Server { reviewer: Some(reviewer), ..server.clone() });
+                let (address, serving) = serve::serve_trusted(server, address, shown.clone()).await?;
+                info!(%address, %advertise, "discovery over TLS, by tokens");
+                self.tasks.fatal("discovery", until_ended(serving, &self.serving, &self.stop));
+                self.keep_trust(client, namespace, advertise, shown);
+            }
+            // Trust by an API server without one is refused with the flags.
+            (Some((_, TrustConfig::Kube { .. })), None) | (None, _) => {}
         }
         if let Some(path) = &self.config.socket {
             let (listener, bound) = serve::bind_unix(path)?;
@@ -217,13 +243,33 @@ impl Controller {
         Ok(())
     }
 
-    fn campaign(&mut self, client: ::kube::Client, namespace: Option<String>) {
-        let (identity, metrics) = (self.config.replica_name.clone(), self.metrics.clone());
+    fn keep_trust(&mut self, client: ::kube::Client, namespace: String, advertise: SocketAddr, serving: Arc<Serving>) {
+        let trust = Trust {
+            client,
+            namespace,
+            advertise,
+            leads: self.leads.subscribe(),
+            nodes: self.nodes.clone(),
+            publisher: self.publisher.clone(),
+            metrics: self.metrics.clone(),
+            serving,
+            directory: self.directory.clone(),
+            stopping: self.stop.subscribe(),
+        };
+        let alive = self.serving.clone();
+        self.tasks.restarting("trust", move || {
+            let _alive_until_this_replica_is_off_the_list = &alive;
+            trust::keep(trust.clone())
+        });
+    }
+
+    fn campaign(&mut self, client: ::kube::Client, namespace: String) {
+        let (identity, metrics, leads) = (self.config.replica_name.clone(), self.metrics.clone(), self.leads.clone());
         let (stop, alive) = (self.stop.clone(), self.serving.clone());
         self.tasks.restarting("leader", move || {
             let _alive_until_the_lease_is_given_back = &alive;
             let (client, namespace) = (client.clone(), namespace.clone());
-            leader::campaign(client, namespace, identity.clone(), metrics.clone(), stop.subscribe())
+            leader::campaign(client, namespace, identity.clone(), metrics.clone(), leads.clone(), stop.subscribe())
         });
     }
 

@@ -17,7 +17,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve this node until SIGTERM; what is in the kernel then stays.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Remove everything of ours from this node's kernel: programs, pins, rules and routes.
     Clean(NodeArgs),
 }
@@ -66,11 +66,25 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
     /// Replicas of the controller, tried in turn: unix:PATH or IP:PORT.
-    #[arg(long, env = "SHEAVE_CONTROLLER", value_name = "ENDPOINT", value_delimiter = ',', required = true)]
+    #[arg(long, env = "SHEAVE_CONTROLLER", value_name = "ENDPOINT", value_delimiter = ',')]
     pub(crate) controller: Vec<String>,
     /// Folder with ca.crt, tls.crt and tls.key, for IP:PORT endpoints.
-    #[arg(long, env = "SHEAVE_TLS_DIR", value_name = "DIR")]
+    #[arg(long, env = "SHEAVE_TLS_DIR", value_name = "DIR", conflicts_with = "token_file")]
     pub(crate) tls_dir: Option<PathBuf>,
+    /// Folder with `controllers` (one IP:PORT to a line) and `ca.crt`, as ConfigMap sheave-discovery is mounted; both may
+    /// come and change later.
+    #[arg(long, env = "SHEAVE_DISCOVERY_DIR", value_name = "DIR", requires = "token_file")]
+    pub(crate) discovery_dir: Option<PathBuf>,
+    /// ServiceAccount token that proves which node this is, read anew for each stream.
+    #[arg(long, env = "SHEAVE_TOKEN_FILE", value_name = "FILE", requires = "discovery_dir")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Address of the controllers' own Service, for when no replica's address is right.
+    #[arg(long, env = "SHEAVE_DISCOVERY_VIP", value_name = "IP:PORT", requires = "token_file")]
+    pub(crate) discovery_vip: Option<SocketAddr>,
+    /// Ends the program when it has nothing to serve and no replica was known for so long: at a start a kubelet renews a
+    /// mounted ConfigMap at once, otherwise about once a minute.
+    #[arg(long, env = "SHEAVE_EXIT_WITHOUT_CONTROLLER", value_name = "SECONDS", requires = "discovery_dir")]
+    pub(crate) exit_without_controller: Option<u64>,
     /// Which data path forwards.
     #[arg(long, env = "SHEAVE_DATAPATH", value_enum, default_value_t = Datapath::Auto)]
     pub(crate) datapath: Datapath,
@@ -137,7 +151,9 @@ pub(crate) mod tests {
     fn a_wrong_flag_is_told_on_one_line() {
         for (extra, expected) in [
             (&["--controller=unix:/x", "--frobnicate"][..], "--frobnicate"),
-            (&[][..], "--controller"),
+            (&["--discovery-dir=/d"][..], "--token-file"),
+            (&["--token-file=/t"][..], "--discovery-dir"),
+            (&["--discovery-dir=/d", "--token-file=/t", "--tls-dir=/x"][..], "--tls-dir"),
             (&["--controller=unix:/x", "--mark-own=ten"][..], "not a 32-bit number"),
             (&["--controller=unix:/x", "--datapath=magic"][..], "magic"),
         ] {

@@ -7,13 +7,12 @@ use serde::Serialize;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Datapath, LogFormat, NodeArgs, RunArgs};
+use crate::discovery::{MAX_CONTROLLERS, Proof, Sources};
 
 /// Bits of packet marks that others use: 0x80 the VPC CNI, 0x4000 and 0x8000 kube-proxy and the kubelet.
 const FOREIGN_MARKS: u32 = 0x80 | 0x4000 | 0x8000;
 /// The most forwarding threads: beyond, SO_REUSEPORT's spreading gains nothing and memory is lost.
 const MAX_THREADS: usize = 256;
-/// The most replicas of a controller.
-const MAX_ENDPOINTS: usize = 64;
 
 /// A flag or a combination that can't work. The text names the flag and the remedy.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,16 +33,20 @@ pub(crate) enum ConfigError {
     Threads(usize),
     #[error("--controller {0:?} is neither unix:PATH nor IP:PORT")]
     Endpoint(String),
-    #[error("--controller names more than {MAX_ENDPOINTS} endpoints")]
+    #[error("--controller names more than {MAX_CONTROLLERS} endpoints")]
     Endpoints,
-    #[error("--controller {0} needs certificates; give --tls-dir (see sheave-controller init), or a unix: endpoint")]
+    #[error("nothing says where the controller is; give --controller, or --discovery-dir with --token-file")]
+    NoController,
+    #[error(
+        "--controller {0} needs certificates or a token; give --tls-dir (see sheave-controller init), --token-file, or a unix: endpoint"
+    )]
     NoTls(SocketAddr),
     #[error("--log-level {filter:?} is no filter: {reason}; e.g. info")]
     Filter { filter: String, reason: String },
 }
 
 /// Where a replica of the controller listens.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Endpoint {
     /// A socket on this machine; the file's permissions say who may.
@@ -85,6 +88,12 @@ pub(crate) struct Config {
     pub(crate) node: NodeConfig,
     pub(crate) controllers: Vec<Endpoint>,
     pub(crate) tls_dir: Option<PathBuf>,
+    /// The mounted ConfigMap.
+    pub(crate) discovery_dir: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
+    pub(crate) discovery_vip: Option<SocketAddr>,
+    /// In seconds.
+    pub(crate) exit_without_controller: Option<u64>,
     #[serde(serialize_with = "datapath_name")]
     pub(crate) datapath: Datapath,
     pub(crate) admin: SocketAddr,
@@ -106,6 +115,32 @@ impl NodeConfig {
     /// The file in which the last snapshot is kept.
     pub(crate) fn snapshot_path(&self) -> PathBuf {
         self.state_dir.join("snapshot")
+    }
+
+    /// The file in which the last stream's word on replicas and CAs is kept.
+    pub(crate) fn directory_path(&self) -> PathBuf {
+        self.state_dir.join("discovery")
+    }
+}
+
+impl Config {
+    /// How this node proves itself at addresses.
+    pub(crate) fn proof(&self) -> Proof {
+        match (&self.token_file, &self.tls_dir) {
+            (Some(file), _) => Proof::Token(file.clone()),
+            (None, Some(dir)) => Proof::Certificate(dir.clone()),
+            (None, None) => Proof::None,
+        }
+    }
+
+    /// Where to look for the controller. What streams say is of use only to who proves itself by a token.
+    pub(crate) fn sources(&self) -> Sources {
+        Sources {
+            given: self.controllers.clone(),
+            mounted: self.discovery_dir.clone(),
+            remembered: self.token_file.as_ref().map(|_| self.node.directory_path()),
+            last_resort: self.discovery_vip,
+        }
     }
 }
 
@@ -158,10 +193,13 @@ impl TryFrom<RunArgs> for Config {
     fn try_from(args: RunArgs) -> Result<Self, ConfigError> {
         let node = NodeConfig::try_from(args.node)?;
         let controllers = args.controller.iter().map(|text| endpoint(text)).collect::<Result<Vec<_>, _>>()?;
-        if controllers.len() > MAX_ENDPOINTS {
+        if controllers.len() > MAX_CONTROLLERS {
             return Err(ConfigError::Endpoints);
         }
-        if args.tls_dir.is_none() {
+        if controllers.is_empty() && args.discovery_dir.is_none() {
+            return Err(ConfigError::NoController);
+        }
+        if args.tls_dir.is_none() && args.token_file.is_none() {
             let open = controllers.iter().find_map(|e| if let Endpoint::Tcp(a) = e { Some(*a) } else { None });
             if let Some(address) = open {
                 return Err(ConfigError::NoTls(address));
@@ -177,6 +215,10 @@ impl TryFrom<RunArgs> for Config {
             node,
             controllers,
             tls_dir: args.tls_dir,
+            discovery_dir: args.discovery_dir,
+            token_file: args.token_file,
+            discovery_vip: args.discovery_vip,
+            exit_without_controller: args.exit_without_controller,
             datapath: args.datapath,
             admin: args.admin,
             health: args.health,
@@ -202,7 +244,7 @@ mod tests {
 
     fn config(extra: &[&str]) -> Result<Config, ConfigError> {
         let Command::Run(run) = parse(extra).unwrap().command else { panic!("not run") };
-        Config::try_from(run)
+        Config::try_from(*run)
     }
 
     #[test]
@@ -218,14 +260,27 @@ mod tests {
             (&["--controller=unix:"], "--controller"),
             (&["--controller=somewhere"], "--controller"),
             (&["--controller=10.0.0.1:15010"], "--tls-dir"),
+            (&[], "--controller"),
             (&["--controller=unix:/x", "--node-name="], "--node-name"),
         ] {
             let parsed = parse(extra);
             let Ok(cli) = parsed else { continue };
             let Command::Run(run) = cli.command else { panic!("not run") };
-            let error = Config::try_from(run).expect_err(flag).to_string();
+            let error = Config::try_from(*run).expect_err(flag).to_string();
             assert!(error.contains(flag) && !error.contains('\n'), "{error}");
         }
+    }
+
+    #[test]
+    fn a_token_and_a_mounted_folder_are_enough() {
+        let config = config(&["--discovery-dir=/d", "--token-file=/t", "--discovery-vip=10.96.0.5:15010"]).unwrap();
+        assert!(matches!(config.proof(), Proof::Token(_)));
+        let sources = config.sources();
+        assert_eq!(sources.remembered.as_deref(), Some(Path::new("/s/discovery")));
+        assert!(sources.given.is_empty() && sources.mounted.is_some() && sources.last_resort.is_some());
+        let by_certificate = self::config(&["--controller=10.0.0.1:15010", "--tls-dir=/t"]).unwrap();
+        assert!(matches!(by_certificate.proof(), Proof::Certificate(_)));
+        assert!(by_certificate.sources().remembered.is_none());
     }
 
     #[test]

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         Err(error) => return refused(&args::one_line(&error)),
     };
     let ended = match cli.command {
-        Command::Run(args) => match Config::try_from(args) {
+        Command::Run(args) => match Config::try_from(*args) {
             Ok(config) => serve(config),
             Err(error) => return refused(&error.to_string()),
         },

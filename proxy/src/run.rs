@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::admin::{self, Admin, Listener};
 use crate::config::Config;
 use crate::datapath;
-use crate::discovery::Client;
+use crate::discovery::{Book, Client};
 use crate::disk::{self, Identity, Keeper};
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
@@ -116,8 +116,9 @@ impl Parts {
         let keeper = self.start_keeper(&store, identity);
         let client = Client {
             node: self.config.node.name.clone(),
-            endpoints: self.config.controllers.clone(),
-            tls_dir: self.config.tls_dir.clone(),
+            book: Book::open(&self.config.node.name, self.config.sources(), self.metrics.clone()),
+            proof: self.config.proof(),
+            patience: self.config.exit_without_controller.map(Duration::from_secs),
             store,
             programmed: running.programmed.clone(),
             metrics: self.metrics.clone(),

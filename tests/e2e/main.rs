@@ -20,6 +20,7 @@ mod runner;
 mod selectorless;
 mod services;
 mod sockets;
+mod trust;
 mod udp;
 mod vips;
 
@@ -51,7 +52,7 @@ struct Arguments {
 
 /// Every case of every topic, in the order of the run: what stops programs comes last.
 fn table() -> impl Iterator<Item = &'static Case> {
-    let topics: [&[Case]; 12] = [
+    let topics: [&[Case]; 13] = [
         services::CASES,
         sockets::CASES,
         vips::CASES,
@@ -63,6 +64,7 @@ fn table() -> impl Iterator<Item = &'static Case> {
         bad_input::CASES,
         lifecycle::CASES,
         restarts::CASES,
+        trust::CASES,
         faults::CASES,
     ];
     topics.into_iter().flatten()

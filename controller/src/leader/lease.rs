@@ -92,15 +92,15 @@ impl Election {
     }
 }
 
-/// Takes part until the program ends, then gives the lease back. Sets `sheave_leader`.
+/// Takes part until the program ends, then gives the lease back. Tells `leading`, and sets `sheave_leader`.
 pub(crate) async fn campaign(
     client: Client,
-    namespace: Option<String>,
+    namespace: String,
     identity: String,
     metrics: Arc<Metrics>,
+    leading: watch::Sender<bool>,
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
     let leases = Api::<Lease>::namespaced(client, &namespace);
     let mut election = Election::new(identity);
     let mut led = false;
@@ -116,12 +116,14 @@ pub(crate) async fn campaign(
             led = leads;
         }
         metrics.leader.set(leads.into());
+        leading.send_if_modified(|before| std::mem::replace(before, leads) != leads);
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
             _ = stopping.wait_for(|&stop| stop) => break,
         }
     }
     metrics.leader.set(0);
+    leading.send_replace(false);
     if led {
         let given_back = tokio::time::timeout(RETRY, release(&leases, &election)).await;
         if let Err(error) = given_back.context("no answer came in time").flatten() {

@@ -1,12 +1,16 @@
-//! Who is at the other end. On TLS a proxy is the node its certificate names, and nobody else; on the unix socket the file's
-//! mode has decided already.
+//! Who is at the other end. On TLS a proxy is the node that its certificate or its token names, and nobody else; on the unix
+//! socket the file's mode has decided already.
+
+use std::sync::Arc;
 
 use tonic::Status;
 use tonic::codegen::http::Extensions;
+use tonic::metadata::MetadataMap;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::init::NODE_SUFFIX;
+use crate::trust::{Refused, Reviewer};
 
 /// The other end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +24,8 @@ pub(crate) enum Peer {
         /// Its DNS names.
         dns_names: Vec<String>,
     },
+    /// The holder of a token that the API server says is of a pod on this node.
+    Reviewed(Arc<str>),
 }
 
 impl Peer {
@@ -32,6 +38,26 @@ impl Peer {
         let tls = extensions.get::<TlsConnectInfo<TcpConnectInfo>>().ok_or_else(unknown)?;
         let chain = tls.peer_certs().ok_or_else(unknown)?;
         Self::from_der(chain.first().ok_or_else(unknown)?)
+    }
+
+    /// Asks the API server about the token that came with a request.
+    pub(crate) async fn by_token(
+        reviewer: &Reviewer,
+        metadata: &MetadataMap,
+        extensions: &Extensions,
+    ) -> Result<Self, Status> {
+        if extensions.get::<UdsConnectInfo>().is_some() {
+            return Ok(Self::Local);
+        }
+        let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
+        let token = header.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim).unwrap_or_default();
+        if token.is_empty() {
+            return Err(Status::unauthenticated("no token was sent; give the proxy --token-file"));
+        }
+        reviewer.review(token).await.map(Self::Reviewed).map_err(|refused| match refused {
+            Refused::Token(why) => Status::unauthenticated(why),
+            Refused::Unknown(_) => Status::unavailable(refused.to_string()),
+        })
     }
 
     fn from_der(der: &[u8]) -> Result<Self, Status> {
@@ -51,7 +77,16 @@ impl Peer {
 
     /// Whether it may speak for a node: by the DNS names where there are any, else by the common name.
     pub(crate) fn may_be(&self, node: &str) -> Result<(), Status> {
-        let Self::Certified { common_names, dns_names } = self else { return Ok(()) };
+        let (common_names, dns_names) = match self {
+            Self::Local => return Ok(()),
+            Self::Reviewed(own) if **own == *node => return Ok(()),
+            Self::Reviewed(own) => {
+                let why =
+                    format!("the token is of a pod on node {own:?}, and Hello says node {node:?}; mend --node-name");
+                return Err(Status::permission_denied(why));
+            }
+            Self::Certified { common_names, dns_names } => (common_names, dns_names),
+        };
         let matches = if dns_names.is_empty() {
             common_names.iter().any(|name| name == node)
         } else {
@@ -93,6 +128,15 @@ mod tests {
         assert!(peer("a", &["b.nodes.sheave"]).may_be("a").is_err());
         assert!(peer("a", &[]).may_be("a").is_ok());
         assert!(peer("controller", &["controller.sheave"]).may_be("controller").is_err());
+    }
+
+    #[test]
+    fn a_token_speaks_for_the_node_that_its_review_names() {
+        let a = Peer::Reviewed("a".into());
+        assert!(a.may_be("a").is_ok());
+        let status = a.may_be("b").unwrap_err();
+        assert_eq!(status.code(), Code::PermissionDenied);
+        assert!(status.message().contains("\"a\"") && status.message().contains("\"b\""), "{status}");
     }
 
     #[test]

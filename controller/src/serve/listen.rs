@@ -1,7 +1,9 @@
-//! The two ways in: TLS on an address, and a unix socket (`unix` binds it).
+//! The ways in: TLS on an address, with proxies' certificates or with tokens, and a unix socket (`unix` binds it).
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,8 +14,9 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server as Transport, ServerTlsConfig};
 
-use super::Server;
-use crate::config::{ConfigError, ListenConfig};
+use super::{Server, handshake};
+use crate::config::ConfigError;
+use crate::trust::Serving;
 
 /// A quiet connection is asked this often whether it is still there.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -25,7 +28,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const STREAMS_PER_CONNECTION: u32 = 8;
 
 /// A TLS handshake takes at most this long.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn transport() -> Transport {
     Transport::builder()
@@ -48,10 +51,11 @@ async fn stopped(server: Server) {
 /// Binds at once, then serves over TLS until the program ends. Proxies must present a certificate of our CA.
 pub(crate) async fn serve_tls(
     server: Server,
-    config: &ListenConfig,
+    address: SocketAddr,
+    tls_dir: &Path,
 ) -> anyhow::Result<(SocketAddr, impl Future<Output = anyhow::Result<()>> + Send + use<>)> {
     let read = |name: &str| {
-        let path = config.tls_dir.join(name);
+        let path = tls_dir.join(name);
         let failed = |error| ConfigError(format!("{}: {error}; make it with `init`", path.display()));
         std::fs::read(&path).map_err(failed)
     };
@@ -61,20 +65,40 @@ pub(crate) async fn serve_tls(
         .client_ca_root(Certificate::from_pem(read("ca.crt")?))
         .timeout(HANDSHAKE_TIMEOUT);
     let unusable = |error: tonic::transport::Error| {
-        let (dir, error) = (config.tls_dir.display(), anyhow::Error::from(error));
+        let (dir, error) = (tls_dir.display(), anyhow::Error::from(error));
         ConfigError(format!("--tls-dir {dir}: its files can't be used: {error:#}; make them anew with `init`"))
     };
     let mut transport = transport().tls_config(tls).map_err(unusable)?;
-    let listener = TcpListener::bind(config.address).await;
-    let listener = listener
-        .with_context(|| format!("--listen {}: can't be bound; free the address or give another", config.address))?;
-    let address = listener.local_addr().context("the listener has no address")?;
+    let (listener, address) = bind(address).await?;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let end = stopped(server.clone());
     let router = transport.add_service(service(server));
     Ok((address, async move {
         router.serve_with_incoming_shutdown(incoming, end).await.context("discovery over TLS failed")
     }))
+}
+
+/// The same with a certificate that may change while it serves; proxies prove themselves by tokens.
+pub(crate) async fn serve_trusted(
+    server: Server,
+    address: SocketAddr,
+    serving: Arc<Serving>,
+) -> anyhow::Result<(SocketAddr, impl Future<Output = anyhow::Result<()>> + Send + use<>)> {
+    let (listener, address) = bind(address).await?;
+    let incoming = handshake::incoming(listener, serving, server.metrics.clone())?;
+    let end = stopped(server.clone());
+    let router = transport().add_service(service(server));
+    Ok((address, async move {
+        router.serve_with_incoming_shutdown(incoming, end).await.context("discovery over TLS failed")
+    }))
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await;
+    let listener =
+        listener.with_context(|| format!("--listen {address}: can't be bound; free the address or give another"))?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    Ok((listener, address))
 }
 
 /// Serves on a unix socket until the program ends. Whoever may open its file is trusted.

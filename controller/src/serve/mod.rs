@@ -1,7 +1,8 @@
-//! Serves discovery: one gRPC stream per proxy, over TLS with client certificates and over a unix socket.
+//! Serves discovery: one gRPC stream per proxy, over TLS with client certificates or tokens, and over a unix socket.
 
 mod auth;
 mod gate;
+mod handshake;
 mod listen;
 mod nodes;
 mod stream;
@@ -9,6 +10,8 @@ mod stream;
 mod tests;
 #[cfg(test)]
 mod tls_tests;
+#[cfg(test)]
+mod token_tests;
 mod unix;
 
 use std::sync::Arc;
@@ -18,15 +21,19 @@ use sheave_api::proto::discovery_server::Discovery;
 use sheave_api::proto::{FromController, FromProxy};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::codegen::http::Extensions;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request, Response, Status, Streaming};
+use tracing::warn;
 
 use self::auth::Peer;
-pub(crate) use self::listen::{serve_tls, serve_unix};
+pub(crate) use self::listen::{serve_tls, serve_trusted, serve_unix};
 pub(crate) use self::nodes::Nodes;
 pub(crate) use self::unix::{BoundPath, bind_unix};
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
 use crate::source::Relist;
+use crate::trust::{Directory, Reviewer};
 
 /// Proxies that may be connected at a time: a large cluster, with room for reconnects.
 const MAX_SUBSCRIBERS: i64 = 10_000;
@@ -47,6 +54,10 @@ pub(crate) struct Server {
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) relist: Arc<Relist>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Says which node a token is of; none where proxies show certificates.
+    pub(crate) reviewer: Option<Arc<Reviewer>>,
+    /// Where replicas are and who signs for them; nothing where proxies are told otherwise.
+    pub(crate) directory: watch::Receiver<Arc<Directory>>,
     /// True once the program ends.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -57,6 +68,26 @@ impl Server {
         self.metrics.streams_refused.with_label_values(&[reason]).inc();
         status
     }
+
+    /// The same for somebody who is not who they should be, and says so in the log.
+    fn refuse_peer(&self, reason: &'static str, status: Status) -> Status {
+        if self.nodes.may_complain() {
+            warn!(reason = status.message(), "a proxy is refused");
+        }
+        self.refuse(reason, status)
+    }
+
+    /// Who asks, and for whom that may speak.
+    async fn peer(&self, metadata: &MetadataMap, extensions: &Extensions) -> Result<Peer, Status> {
+        let peer = match &self.reviewer {
+            Some(reviewer) => Peer::by_token(reviewer, metadata, extensions).await,
+            None => Peer::of(extensions),
+        };
+        peer.map_err(|status| {
+            let reason = if status.code() == Code::Unavailable { "unreviewed" } else { "identity" };
+            self.refuse_peer(reason, status)
+        })
+    }
 }
 
 #[tonic::async_trait]
@@ -64,10 +95,10 @@ impl Discovery for Server {
     type StreamStream = ReceiverStream<Result<FromController, Status>>;
 
     async fn stream(&self, request: Request<Streaming<FromProxy>>) -> Result<Response<Self::StreamStream>, Status> {
-        let peer = Peer::of(request.extensions()).map_err(|status| self.refuse("identity", status))?;
         if self.nodes.len() >= MAX_SUBSCRIBERS {
             return Err(self.refuse("too_many", Status::resource_exhausted("this replica serves all that it may")));
         }
+        let peer = self.peer(request.metadata(), request.extensions()).await?;
         let (outgoing, receiver) = mpsc::channel(OUTGOING);
         let server = self.clone();
         let incoming = request.into_inner();

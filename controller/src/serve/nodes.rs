@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
-use sheave_model::ResourceKey;
+use sheave_model::{ContentHash, ResourceKey};
 
 use crate::metrics::Metrics;
 
@@ -15,6 +15,9 @@ const MAX_NACKS: usize = 256;
 
 /// Longest version text and reason that is kept, in bytes.
 const MAX_TEXT: usize = 200;
+
+/// Refusals are logged this far apart: whoever is refused comes again, and others may come with them.
+const COMPLAINTS: Duration = Duration::from_secs(1);
 
 /// One stream's state, for the admin page and the depth of queues.
 #[derive(Debug)]
@@ -27,9 +30,16 @@ pub(crate) struct Stream {
     /// The place that the newest acknowledged update ended at.
     pub(super) acked: AtomicU64,
     nacks: Mutex<BTreeMap<ResourceKey, String>>,
+    /// The CAs that the node says it trusts.
+    trusted: Mutex<Option<ContentHash>>,
 }
 
 impl Stream {
+    /// Notes which CAs the node trusts.
+    pub(crate) fn trusts(&self, ca_hash: ContentHash) {
+        *self.trusted.lock().unwrap_or_else(PoisonError::into_inner) = Some(ca_hash);
+    }
+
     fn nacks(&self) -> MutexGuard<'_, BTreeMap<ResourceKey, String>> {
         self.nacks.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -62,16 +72,28 @@ impl Stream {
 pub(crate) struct Nodes {
     streams: Mutex<BTreeMap<u64, Arc<Stream>>>,
     next: AtomicU64,
+    /// When a refusal was last logged.
+    complained: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
 }
 
 impl Nodes {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { streams: Mutex::new(BTreeMap::new()), next: AtomicU64::new(0), metrics }
+        Self { streams: Mutex::new(BTreeMap::new()), next: AtomicU64::new(0), complained: Mutex::default(), metrics }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Stream>>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a refusal may be logged now, and then notes that it was.
+    pub(super) fn may_complain(&self) -> bool {
+        let mut last = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = last.is_none_or(|last| last.elapsed() >= COMPLAINTS);
+        if may {
+            *last = Some(Instant::now());
+        }
+        may
     }
 
     /// How many streams there are.
@@ -80,7 +102,7 @@ impl Nodes {
     }
 
     /// Adds a stream until the returned guard is dropped.
-    pub(super) fn enter(self: &Arc<Self>, node: &str, version: &str, place: u64) -> Entered {
+    pub(crate) fn enter(self: &Arc<Self>, node: &str, version: &str, place: u64) -> Entered {
         let stream = Arc::new(Stream {
             node: node.to_owned(),
             version: short(version),
@@ -88,6 +110,7 @@ impl Nodes {
             sent: AtomicU64::new(place),
             acked: AtomicU64::new(0),
             nacks: Mutex::default(),
+            trusted: Mutex::default(),
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, stream.clone());
@@ -98,6 +121,13 @@ impl Nodes {
     /// The place of the slowest stream.
     pub(crate) fn slowest(&self) -> Option<u64> {
         self.lock().values().map(|stream| stream.sent.load(Ordering::Relaxed)).min()
+    }
+
+    /// The nodes that have said that they trust these CAs.
+    pub(crate) fn trusting(&self, ca_hash: ContentHash) -> Vec<String> {
+        let trusts =
+            |stream: &Arc<Stream>| *stream.trusted.lock().unwrap_or_else(PoisonError::into_inner) == Some(ca_hash);
+        self.lock().values().filter(|stream| trusts(stream)).map(|stream| stream.node.clone()).collect()
     }
 
     /// All of them, for the admin page.
@@ -120,10 +150,10 @@ impl Nodes {
 
 /// A stream that is on the list.
 #[derive(Debug)]
-pub(super) struct Entered {
+pub(crate) struct Entered {
     id: u64,
     nodes: Arc<Nodes>,
-    pub(super) stream: Arc<Stream>,
+    pub(crate) stream: Arc<Stream>,
 }
 
 impl Drop for Entered {

@@ -1,4 +1,4 @@
-//! One proxy's stream: Hello, the gate, the first series, then changes as they come; acks in return.
+//! One proxy's stream: Hello, the gate, the directory, the first series, then changes as they come; acks in return.
 //!
 //! At most [`IN_FLIGHT`] updates are unacknowledged. Beyond that a proxy's queue is its place in the catalog's log, where
 //! changes coalesce. One task owns all of a stream's state.
@@ -10,7 +10,7 @@ use std::time::Duration;
 use sheave_api::proto::from_controller::Message as Outgoing;
 use sheave_api::proto::from_proxy::Message as Incoming;
 use sheave_api::proto::{Ack, FromController, FromProxy, Hello, Update};
-use sheave_api::{MAX_CHUNK_BYTES, key_from_name, known_to_pair, view_from_proto, view_to_proto};
+use sheave_api::{MAX_CHUNK_BYTES, hash_from_bytes, key_from_name, known_to_pair, view_from_proto, view_to_proto};
 use sheave_model::{ContentHash, ResourceKey, View};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -41,7 +41,7 @@ pub(super) async fn run(
     let hello = tokio::time::timeout(HELLO_TIMEOUT, hello(&mut incoming)).await;
     let hello = hello.map_err(|_| server.refuse("hello", Status::deadline_exceeded("no Hello came in time")))?;
     let mut hello = hello.map_err(|status| server.refuse("hello", status))?;
-    peer.may_be(&hello.node).map_err(|status| server.refuse("identity", status))?;
+    peer.may_be(&hello.node).map_err(|status| server.refuse_peer("identity", status))?;
     let (wanted, _) = view_from_proto(hello.view.take().unwrap_or_default());
     let mut stopping = server.stopping.clone();
     tokio::select! {
@@ -73,7 +73,9 @@ async fn hello(incoming: &mut Streaming<FromProxy>) -> Result<Hello, Status> {
     match first {
         Some(Incoming::Hello(hello)) if !hello.node.is_empty() => Ok(hello),
         Some(Incoming::Hello(_)) => Err(Status::invalid_argument("Hello names no node")),
-        Some(Incoming::Ack(_)) | None => Err(Status::invalid_argument("the first message is no Hello")),
+        Some(Incoming::Ack(_) | Incoming::Remembered(_)) | None => {
+            Err(Status::invalid_argument("the first message is no Hello"))
+        }
     }
 }
 
@@ -124,6 +126,8 @@ impl Subscriber<'_> {
     async fn serve(&mut self, incoming: &mut Streaming<FromProxy>, outgoing: &Sender) -> Result<(), Status> {
         let mut changes = self.server.publisher.watch_changes();
         let mut stopping = self.server.stopping.clone();
+        let mut directory = self.server.directory.clone();
+        let mut news = Some(directory.borrow_and_update().clone());
         let mut more = true;
         let mut heartbeat = Instant::now() + HEARTBEAT;
         loop {
@@ -133,11 +137,24 @@ impl Subscriber<'_> {
                 _ = stopping.wait_for(|&stop| stop) => return Err(ending()),
                 message = incoming.message() => match message? {
                     Some(FromProxy { message: Some(Incoming::Ack(ack)) }) => self.acknowledged(&ack)?,
-                    Some(_) => return Err(Status::invalid_argument("only Ack may follow Hello")),
+                    Some(FromProxy { message: Some(Incoming::Remembered(remembered)) }) => {
+                        let hash = hash_from_bytes(&remembered.ca_hash);
+                        let hash = hash.map_err(|error| Status::invalid_argument(format!("Remembered: {error}")))?;
+                        self.entered.stream.trusts(hash);
+                    }
+                    Some(_) => return Err(Status::invalid_argument("only Ack and Remembered may follow Hello")),
                     None => return Ok(()),
                 },
-                permit = outgoing.reserve(), if may_send => {
+                // An error means that its task is gone for good, with the program.
+                Ok(()) = directory.changed() => news = Some(directory.borrow_and_update().clone()),
+                permit = outgoing.reserve(), if news.is_some() || may_send => {
                     let Ok(permit) = permit else { return Ok(()) };
+                    if let Some(news) = news.take() {
+                        if news.is_complete() {
+                            permit.send(Ok(FromController { message: Some(Outgoing::Directory(news.to_proto())) }));
+                        }
+                        continue;
+                    }
                     changes.borrow_and_update();
                     match self.next_update()? {
                         Some((update, complete)) => {

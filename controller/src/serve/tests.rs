@@ -52,6 +52,8 @@ impl World {
             nodes: Arc::new(Nodes::new(world.metrics.clone())),
             relist: world.relist.clone(),
             metrics: world.metrics.clone(),
+            reviewer: None,
+            directory: watch::Sender::new(Arc::default()).subscribe(),
             stopping: world.stop.subscribe(),
         };
         tokio::spawn(serve_unix(server, bind_unix(&world.path).unwrap().0));

@@ -11,9 +11,9 @@ use tonic::{Code, Status};
 
 use super::{Nodes, Server, serve_tls};
 use crate::args::InitArgs;
-use crate::config::ListenConfig;
-use crate::init::{SERVER_NAME, init};
+use crate::init::init;
 use crate::metrics::Metrics;
+use crate::pki::SERVER_NAME;
 use crate::publish::{Publisher, Standing};
 use crate::source::Relist;
 
@@ -53,9 +53,10 @@ async fn a_node_subscribes_with_its_own_certificate_only() {
     publisher.publish(Vec::new(), 0, Standing { ready: true, ..publisher.standing() });
     let (_stop, stopping) = watch::channel(false);
     let (nodes, relist) = (Arc::new(Nodes::new(metrics.clone())), Arc::new(Relist::default()));
-    let server = Server { publisher, nodes, relist, metrics: metrics.clone(), stopping };
-    let config = ListenConfig { address: "127.0.0.1:0".parse().unwrap(), tls_dir: ours.path().to_owned() };
-    let (address, serving) = serve_tls(server, &config).await.unwrap();
+    let directory = watch::Sender::new(Arc::default()).subscribe();
+    let server = Server { publisher, nodes, relist, metrics: metrics.clone(), reviewer: None, directory, stopping };
+    let any = "127.0.0.1:0".parse().unwrap();
+    let (address, serving) = serve_tls(server, any, ours.path()).await.unwrap();
     tokio::spawn(serving);
 
     let own = ours.path().join("nodes/a");

@@ -1,9 +1,11 @@
-//! One connection to one replica: a unix socket, or TLS 1.3 with this node's certificate.
+//! One connection to one replica: a unix socket, or TLS 1.3 with this node's certificate or, inside it, its token.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use rustls::pki_types::TrustAnchor;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as Target, Identity};
 
 use crate::config::Endpoint;
@@ -18,16 +20,54 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from
 /// Flow-control windows: a chunk and its successor, not more, so that a slow store holds little memory.
 const WINDOW: u32 = 2 << 20;
 
-/// Connects.
+/// How this node proves itself at addresses.
+#[derive(Clone, Debug)]
+pub(crate) enum Proof {
+    /// Not at all: there are only unix sockets.
+    None,
+    /// By a certificate: a folder with `ca.crt`, `tls.crt` and `tls.key`, read anew for each connection.
+    Certificate(PathBuf),
+    /// By a ServiceAccount token: its file, read anew for each stream, since the kubelet renews it.
+    Token(PathBuf),
+}
+
+impl Proof {
+    /// What goes with the stream's request.
+    ///
+    /// # Errors
+    /// Where there is no token in the file.
+    pub(super) async fn authorization(&self, endpoint: &Endpoint) -> anyhow::Result<Option<MetadataValue<Ascii>>> {
+        let (Self::Token(path), Endpoint::Tcp(_)) = (self, endpoint) else { return Ok(None) };
+        let failed = || format!("--token-file {}: no token can be read", path.display());
+        let token = tokio::fs::read_to_string(path).await.with_context(failed)?;
+        anyhow::ensure!(!token.trim().is_empty(), "--token-file {}: it is empty", path.display());
+        let mut value = MetadataValue::try_from(format!("Bearer {}", token.trim())).with_context(failed)?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+}
+
+/// Connects; `anchors` are the CAs that sign for replicas which take tokens.
 ///
 /// # Errors
-/// Where a certificate can't be read, or nobody answers.
-pub(super) async fn dial(endpoint: &Endpoint, tls_dir: Option<&Path>) -> anyhow::Result<Channel> {
+/// Where a certificate can't be read, no CA is known, or nobody answers.
+pub(super) async fn dial(
+    endpoint: &Endpoint,
+    proof: &Proof,
+    anchors: Vec<TrustAnchor<'static>>,
+) -> anyhow::Result<Channel> {
     let target = match endpoint {
         Endpoint::Unix(path) => Target::from_shared(format!("unix:{}", path.display()))?,
         Endpoint::Tcp(address) => {
-            let dir = tls_dir.context("--tls-dir is missing")?;
-            Target::from_shared(format!("https://{address}"))?.tls_config(tls(dir).await?)?
+            let tls = match proof {
+                Proof::None => anyhow::bail!("--tls-dir or --token-file is missing"),
+                Proof::Certificate(dir) => tls(dir).await?,
+                Proof::Token(_) if anchors.is_empty() => {
+                    anyhow::bail!("no CA is known yet: ca.crt in --discovery-dir is missing or can't be read")
+                }
+                Proof::Token(_) => ClientTlsConfig::new().domain_name(SERVER_NAME).trust_anchors(anchors),
+            };
+            Target::from_shared(format!("https://{address}"))?.tls_config(tls)?
         }
     };
     let target = target

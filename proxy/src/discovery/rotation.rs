@@ -39,12 +39,22 @@ pub(super) struct Rotation {
     /// Streams in a row that would have gone back in time.
     went_back: u32,
     fresh_start: bool,
+    /// Whether the last one is only tried once all others were, in vain.
+    last_resort: bool,
 }
 
 impl Rotation {
-    /// Over `count` replicas, of which there is at least one.
-    pub(super) fn new(count: usize) -> Self {
-        Self { next: 0, failures: 0, ages: vec![None; count.max(1)], went_back: 0, fresh_start: true }
+    /// Over `count` replicas, of which there is at least one; the last one may be the last resort.
+    pub(super) fn new(count: usize, last_resort: bool) -> Self {
+        let ages = vec![None; count.max(1)];
+        Self { next: 0, failures: 0, ages, went_back: 0, fresh_start: true, last_resort: last_resort && count > 1 }
+    }
+
+    /// Takes the place of another one, since replicas have changed: the first pause is not left out once more, and what has
+    /// been tried in vain for long isn't tried more often.
+    pub(super) fn go_on_after(&mut self, before: &Self) {
+        self.fresh_start = before.fresh_start;
+        self.failures = before.failures.min(u32::try_from(self.ages.len()).unwrap_or(u32::MAX));
     }
 
     /// The next turn.
@@ -54,6 +64,9 @@ impl Rotation {
         let replicas = u32::try_from(count).unwrap_or(u32::MAX);
         let may_go_back = self.went_back > 0 && self.failures >= replicas.saturating_mul(BELIEVED);
         let tried = usize::try_from(self.failures).unwrap_or(usize::MAX);
+        if self.last_resort && self.next == count - 1 && tried + 1 < count {
+            self.next = 0;
+        }
         let best = self.ages.iter().enumerate().filter_map(|(index, age)| age.map(|age| (age, index))).min();
         // Once every replica was asked, the freshest of the old ones is better than none.
         match best {
@@ -105,7 +118,7 @@ mod tests {
 
     #[test]
     fn replicas_are_tried_in_turn_with_growing_bounded_pauses() {
-        let mut rotation = Rotation::new(3);
+        let mut rotation = Rotation::new(3, false);
         assert_eq!(rotation.next().pause, Duration::ZERO);
         let mut longest = Duration::ZERO;
         for n in 0..60 {
@@ -122,7 +135,7 @@ mod tests {
 
     #[test]
     fn of_old_views_the_freshest_serves_once_all_were_asked() {
-        let mut rotation = Rotation::new(3);
+        let mut rotation = Rotation::new(3, false);
         for (index, end) in
             [End::Old(Duration::from_secs(600)), End::Old(Duration::from_secs(200)), failed()].iter().enumerate()
         {
@@ -138,7 +151,7 @@ mod tests {
 
     #[test]
     fn replicas_that_go_back_are_believed_only_after_several_rounds() {
-        let mut rotation = Rotation::new(2);
+        let mut rotation = Rotation::new(2, false);
         for n in 0..6 {
             let turn = rotation.next();
             assert!(!turn.may_go_back, "turn {n}");
@@ -151,7 +164,33 @@ mod tests {
     }
 
     #[test]
+    fn the_last_resort_waits_until_all_others_have_failed() {
+        let mut rotation = Rotation::new(3, true);
+        let mut turns = Vec::new();
+        for end in [failed(), End::AfterServing(String::new()), failed(), failed(), failed(), failed()] {
+            let turn = rotation.next();
+            turns.push(turn.index);
+            rotation.ended(turn.index, &end);
+        }
+        assert_eq!(turns, [0, 1, 0, 1, 2, 0]);
+        assert_eq!(Rotation::new(1, true).next().index, 0, "where it is all there is, it is tried");
+    }
+
+    #[test]
+    fn replicas_that_change_all_the_time_are_not_tried_without_pause() {
+        let mut rotation = Rotation::new(2, false);
+        rotation.next();
+        for _ in 0..9 {
+            rotation.ended(0, &failed());
+            let mut next = Rotation::new(2, false);
+            next.go_on_after(&rotation);
+            assert!(!next.next().pause.is_zero());
+            rotation = next;
+        }
+    }
+
+    #[test]
     fn a_single_replica_may_be_as_old_as_it_is() {
-        assert_eq!(Rotation::new(1).next().oldest, None);
+        assert_eq!(Rotation::new(1, false).next().oldest, None);
     }
 }

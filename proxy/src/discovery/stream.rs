@@ -3,10 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use sheave_api::{Decoded, MAX_MESSAGE_BYTES, decode_update, known, proto, view_to_proto};
-use sheave_model::{ResourceKey, Snapshot, View};
+use sheave_api::{Decoded, MAX_MESSAGE_BYTES, decode_update, hash_to_bytes, known, proto, view_to_proto};
+use sheave_model::{ContentHash, ResourceKey, Snapshot, View};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 
 use super::Client;
@@ -62,13 +63,16 @@ pub(super) struct Stream<'a> {
     view: View,
     series: FirstSeries,
     acks: Acks,
+    /// A directory that was learned and is to be acknowledged.
+    learned: Option<ContentHash>,
 }
 
 impl<'a> Stream<'a> {
     /// A stream to `endpoint`, left where its view is older than this turn allows.
     pub(super) fn new(client: &'a Client, endpoint: String, turn: Turn) -> Self {
         let view = client.store.received.borrow().view.clone();
-        Self { client, endpoint, turn, view, series: FirstSeries::default(), acks: Acks::default() }
+        let (series, acks) = (FirstSeries::default(), Acks::default());
+        Self { client, endpoint, turn, view, series, acks, learned: None }
     }
 
     /// Waits until the store has taken in all that this stream brought.
@@ -76,8 +80,8 @@ impl<'a> Stream<'a> {
         self.acks.settle().await;
     }
 
-    /// Runs it.
-    pub(super) async fn run(&mut self, channel: Channel) -> End {
+    /// Runs it; `authorization` proves who this node is.
+    pub(super) async fn run(&mut self, channel: Channel, authorization: Option<MetadataValue<Ascii>>) -> End {
         let (outbound, queue) = mpsc::channel(OUTBOUND);
         let hello = hello(&self.client.node, &self.client.store.received.borrow());
         if outbound.send(hello).await.is_err() {
@@ -87,7 +91,11 @@ impl<'a> Stream<'a> {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let mut deadline = tokio::time::Instant::now() + FIRST_UPDATE;
-        let opened = tokio::time::timeout_at(deadline, api.stream(ReceiverStream::new(queue))).await;
+        let mut request = tonic::Request::new(ReceiverStream::new(queue));
+        if let Some(authorization) = authorization {
+            request.metadata_mut().insert("authorization", authorization);
+        }
+        let opened = tokio::time::timeout_at(deadline, api.stream(request)).await;
         let mut inbound = match opened {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return self.end(status_text(&status)),
@@ -98,9 +106,9 @@ impl<'a> Stream<'a> {
         loop {
             let ready = self.acks.ready(*programmed.borrow_and_update());
             tokio::select! {
-                permit = outbound.reserve(), if ready => match permit {
+                permit = outbound.reserve(), if ready || self.learned.is_some() => match permit {
                     Ok(permit) => {
-                        self.acknowledge(permit);
+                        self.answer(permit);
                         deadline = tokio::time::Instant::now() + SILENCE;
                     }
                     Err(_) => return self.end("it no longer takes messages".to_owned()),
@@ -132,6 +140,13 @@ impl<'a> Stream<'a> {
         if self.series.is_over() { End::AfterServing(why) } else { End::BeforeServing(why) }
     }
 
+    /// Sends what is due: the word on a directory first, since that waits for nothing.
+    fn answer(&mut self, permit: mpsc::Permit<'_, proto::FromProxy>) {
+        let Some(hash) = self.learned.take() else { return self.acknowledge(permit) };
+        let remembered = proto::Remembered { ca_hash: hash_to_bytes(hash) };
+        permit.send(proto::FromProxy { message: Some(proto::from_proxy::Message::Remembered(remembered)) });
+    }
+
     fn acknowledge(&mut self, permit: mpsc::Permit<'_, proto::FromProxy>) {
         let Some((ack, observed)) = self.acks.pop() else { return };
         permit.send(proto::FromProxy { message: Some(proto::from_proxy::Message::Ack(ack)) });
@@ -144,13 +159,28 @@ impl<'a> Stream<'a> {
     }
 
     async fn receive(&mut self, message: proto::FromController) -> Option<End> {
-        let Some(proto::from_controller::Message::Update(update)) = message.message else {
-            tracing::debug!(
-                controller = self.endpoint,
-                "a message of a kind that this version doesn't know is skipped"
-            );
-            return None;
-        };
+        match message.message {
+            Some(proto::from_controller::Message::Update(update)) => self.take(update).await,
+            Some(proto::from_controller::Message::Directory(directory)) => {
+                match self.client.book.learn(directory).await {
+                    Ok(hash) => self.learned = Some(hash),
+                    Err(error) => tracing::warn!(
+                        controller = self.endpoint,
+                        error,
+                        "what this replica says about replicas and CAs can't be used; what was known stands"
+                    ),
+                }
+                None
+            }
+            None => {
+                let controller = &self.endpoint;
+                tracing::debug!(controller, "a message of a kind that this version doesn't know is skipped");
+                None
+            }
+        }
+    }
+
+    async fn take(&mut self, update: proto::Update) -> Option<End> {
         let mut decoded = decode_update(update);
         if goes_back(&decoded.delta.view, &self.view) {
             if self.series.is_over() || !self.turn.may_go_back {

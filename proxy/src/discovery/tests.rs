@@ -15,8 +15,8 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status as GrpcStatus, Streaming};
 
-use super::Client;
 use super::stream::SILENCE;
+use super::{Book, Client, Proof, Sources};
 use crate::config::Endpoint;
 use crate::metrics::Metrics;
 use crate::status::{Source, Status};
@@ -41,14 +41,14 @@ impl Session {
     async fn hello(&mut self) -> proto::Hello {
         match self.next().await {
             from_proxy::Message::Hello(hello) => hello,
-            from_proxy::Message::Ack(ack) => panic!("not Hello: {ack:?}"),
+            other => panic!("not Hello: {other:?}"),
         }
     }
 
     async fn ack(&mut self) -> proto::Ack {
         match self.next().await {
             from_proxy::Message::Ack(ack) => ack,
-            from_proxy::Message::Hello(hello) => panic!("not an Ack: {hello:?}"),
+            other => panic!("not an Ack: {other:?}"),
         }
     }
 
@@ -124,10 +124,13 @@ impl World {
         let (task, store) = StoreTask::new(options, None, metrics.clone(), status.clone());
         tokio::spawn(task.run());
         let programmed = watch::Sender::new(0);
+        let given = (0..replicas).map(|n| Endpoint::Unix(dir.path().join(n.to_string()))).collect();
+        let sources = Sources { given, ..Sources::default() };
         let client = Client {
             node: "n1".to_owned(),
-            endpoints: (0..replicas).map(|n| Endpoint::Unix(dir.path().join(n.to_string()))).collect(),
-            tls_dir: None,
+            book: Book::open("n1", sources, metrics.clone()),
+            proof: Proof::None,
+            patience: None,
             store,
             programmed: programmed.subscribe(),
             metrics,

@@ -43,6 +43,8 @@ pub(crate) struct Metrics {
     pub(crate) stream_reconnects: IntCounter,
     /// Updates refused because they would have gone back in time.
     pub(crate) stream_refused: IntCounter,
+    /// Replicas of the controller whose address is known.
+    pub(crate) controllers_known: IntGauge,
     /// Updates whose acknowledgement waits for the data paths.
     pub(crate) acks_pending: IntGauge,
     /// Resources refused.
@@ -63,7 +65,7 @@ pub(crate) struct Metrics {
     pub(crate) map_entries: IntGaugeVec,
     /// By `map`.
     pub(crate) map_capacity: IntGaugeVec,
-    /// Snapshots that could not be written to disk.
+    /// Snapshots and directories that could not be written to disk.
     pub(crate) disk_errors: IntCounter,
     /// Frontends that more than one Service claims.
     pub(crate) frontends_shadowed: IntGauge,
@@ -122,6 +124,10 @@ impl Metrics {
                 "sheave_stream_refused_total",
                 "Updates refused because the controller's view was older than this proxy's.",
             )?,
+            controllers_known: gauge(
+                "sheave_controllers_known",
+                "Addresses of the controller's replicas that are known from flags, ConfigMap and streams.",
+            )?,
             acks_pending: gauge("sheave_acks_pending", "Updates that are applied once the data paths have them.")?,
             nacks: counter("sheave_nacks_total", "Resources that this proxy refused; the log says why.")?,
             datapath_info: gauges(
@@ -142,7 +148,10 @@ impl Metrics {
             )?,
             map_entries: gauges("sheave_map_entries", "Entries of a kernel map.", &["map"])?,
             map_capacity: gauges("sheave_map_capacity", "Entries that a kernel map has room for.", &["map"])?,
-            disk_errors: counter("sheave_disk_errors_total", "Snapshots that could not be written to disk.")?,
+            disk_errors: counter(
+                "sheave_disk_errors_total",
+                "Snapshots and lists of replicas that could not be written to disk.",
+            )?,
             frontends_shadowed: gauge("sheave_frontends_shadowed", "Claims on frontends that another Service keeps.")?,
             registry,
         })

@@ -172,6 +172,23 @@ impl Cluster {
 
     /// Starts a controller with source arguments of its own.
     pub fn start_controller_with(&self, replica: u8, source: &[String]) -> Result<()> {
+        let discovery = if self.options.tls {
+            let (address, tls) = (discovery_address(replica).to_string(), self.tls().display().to_string());
+            ["--listen".to_owned(), address, "--tls-dir".to_owned(), tls].to_vec()
+        } else {
+            ["--socket".to_owned(), self.socket(replica).display().to_string()].to_vec()
+        };
+        self.start_controller_that_serves(replica, source, &discovery)
+    }
+
+    /// Starts a controller that knows nodes by their tokens, at an address of its own. Such replicas have no relay.
+    pub fn start_controller_by_tokens(&self, replica: u8, address: SocketAddr) -> Result<()> {
+        let address = address.to_string();
+        let discovery = ["--trust", "kube", "--listen", &address, "--advertise", &address].map(str::to_owned);
+        self.start_controller_that_serves(replica, &self.source.arguments(), &discovery)
+    }
+
+    fn start_controller_that_serves(&self, replica: u8, source: &[String], discovery: &[String]) -> Result<()> {
         let name = format!("{}-controller{replica}", self.options.name);
         let state = self.folder.join(format!("controller{replica}"));
         fs::create_dir_all(&state)?;
@@ -180,11 +197,7 @@ impl Cluster {
         command.args(["--service-cidr", SERVICE_CIDRS, "--replica-name", &name]);
         command.arg("--admin").arg(self.controller_admin(replica).to_string());
         command.arg("--admin-socket").arg(self.controller_socket(replica));
-        if self.options.tls {
-            command.arg("--listen").arg(discovery_address(replica).to_string()).arg("--tls-dir").arg(self.tls());
-        } else {
-            command.arg("--socket").arg(self.socket(replica));
-        }
+        command.args(discovery);
         let process = Process::start(&name, command, &self.world.router, &self.world.run.logs())?;
         lock(&self.replicas)[usize::from(replica)].process = Some(process);
         Ok(())
@@ -238,16 +251,28 @@ impl Cluster {
     /// Starts the proxy of a node with another `--datapath` and `--cgroup`.
     pub fn start_proxy_in(&self, node: &Node, path: &str, cgroup: &Path) -> Result<()> {
         let endpoints: Vec<_> = lock(&self.replicas).iter().map(|replica| replica.endpoint.clone()).collect();
+        let mut discovery = vec!["--controller".to_owned(), endpoints.join(",")];
+        if self.options.tls {
+            discovery.extend(["--tls-dir".to_owned(), self.tls().join("nodes").join(&node.name).display().to_string()]);
+        }
+        self.start_proxy_that_finds(node, path, cgroup, &discovery)
+    }
+
+    /// Starts the proxy of a node with the files that a kubelet would mount: `mounted` (a ConfigMap's) and `token`.
+    pub fn start_proxy_by_token(&self, node: &Node, mounted: &Path, token: &Path) -> Result<()> {
+        let path = |path: &Path| path.display().to_string();
+        let discovery = ["--discovery-dir".to_owned(), path(mounted), "--token-file".to_owned(), path(token)];
+        self.start_proxy_that_finds(node, self.options.path.name(), &node.cgroup, &discovery)
+    }
+
+    fn start_proxy_that_finds(&self, node: &Node, path: &str, cgroup: &Path, discovery: &[String]) -> Result<()> {
         let mut command = Command::new(program("sheave-proxy")?);
         let mut arguments = Self::node_arguments(node);
         if let Some(value) = arguments.iter().position(|argument| argument == "--cgroup").map(|flag| flag + 1) {
             arguments[value] = cgroup.display().to_string();
         }
         command.arg("run").args(arguments).args(["--datapath", path]);
-        command.args(["--controller", &endpoints.join(",")]);
-        if self.options.tls {
-            command.arg("--tls-dir").arg(self.tls().join("nodes").join(&node.name));
-        }
+        command.args(discovery);
         let name = format!("{}-proxy-{}", self.options.name, node.name);
         let process = Process::start(&name, command, &node.system(), &self.world.run.logs())?;
         lock(&self.proxies).insert(node.name.clone(), process);

@@ -3,6 +3,7 @@
 mod api;
 mod certificates;
 pub(crate) mod http;
+mod tokens;
 mod watch;
 
 use std::net::SocketAddr;
@@ -217,13 +218,17 @@ fn rights() -> [Value; 4] {
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read},
                 {"apiGroups": ["networking.k8s.io"], "resources": ["servicecidrs"], "verbs": read},
                 {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch", "update"]},
+                {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
             ]),
         ),
         binding("ClusterRoleBinding", "ClusterRole"),
         role(
             "Role",
-            json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
-                "verbs": ["get", "list", "watch", "create", "update", "patch"]}]),
+            json!([
+                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
+                    "verbs": ["get", "list", "create", "update", "delete"]},
+                {"apiGroups": [""], "resources": ["secrets", "configmaps"], "verbs": ["get", "create", "update"]},
+            ]),
         ),
         binding("RoleBinding", "Role"),
     ]

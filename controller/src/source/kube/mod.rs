@@ -30,19 +30,27 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A request or a watch that brings nothing for this long is given up; bookmarks come about once a minute.
 const READ_TIMEOUT: Duration = Duration::from_secs(150);
 
-/// A client from a kubeconfig, or, without one, from the usual places and then the pod's own account.
-pub(crate) async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
-    let mut config = match kubeconfig {
-        Some(path) => {
+/// A client from a kubeconfig, or, without one, from the usual places and then the pod's own account. `api_server` is reached
+/// in place of the address found there: in a pod that is a Service's, which needs the proxies that need us.
+pub(crate) async fn client(kubeconfig: Option<&Path>, api_server: Option<&str>) -> anyhow::Result<Client> {
+    let mut config = match (kubeconfig, api_server) {
+        (Some(path), _) => {
             let unusable = |error| ConfigError(format!("--kubeconfig {}: {error}", path.display()));
             let file = Kubeconfig::read_from(path).map_err(unusable)?;
             let options = KubeConfigOptions::default();
             kube::Config::from_custom_kubeconfig(file, &options).await.map_err(unusable)?
         }
-        None => kube::Config::infer().await.map_err(|error| {
+        (None, None) => kube::Config::infer().await.map_err(|error| {
             ConfigError(format!("no kubeconfig and no pod's account was found ({error}); give --kubeconfig"))
         })?,
+        (None, Some(_)) => kube::Config::incluster_dns().map_err(|error| {
+            ConfigError(format!("no pod's account was found ({error}); give --kubeconfig beside --api-server"))
+        })?,
     };
+    if let Some(address) = api_server {
+        let url = format!("https://{address}").parse();
+        config.cluster_url = url.map_err(|error| ConfigError(format!("--api-server {address}: {error}")))?;
+    }
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
     config.write_timeout = Some(READ_TIMEOUT);
