@@ -13,8 +13,7 @@ use crate::check::{SOON, dropped, question, refused, served_by};
 use crate::context::{Context, From, To, ports, sockets};
 
 pub(crate) const CASES: &[Case] = &[
-    both("another_port_or_protocol_of_a_cluster_ip_is_refused", other_ports)
-        .proof(Proof::Own("refused packets are neither translated nor accepted")),
+    both("another_port_or_protocol_of_a_cluster_ip_is_refused", other_ports),
     kube("an_address_of_the_range_that_no_service_has_is_dropped", unassigned)
         .proof(Proof::Own("dropped packets are neither translated nor accepted")),
     kube("a_load_balancer_ip_that_is_the_nodes_own_leaves_its_other_ports_alone", nodes_own_address),
@@ -73,6 +72,15 @@ fn nodes_own_address(it: &Context) -> Result<()> {
         }
         for target in sockets(node.address, 23) {
             refused(it.agent(from), Kind::Tcp, target)?;
+        }
+    }
+    for (kind, port) in [(Kind::Tcp, 22), (Kind::Udp, 123)] {
+        for target in sockets(node.address, port) {
+            let answer = it.agent(From::Outside(1)).ask(&question(kind, target))?;
+            ensure!(
+                answer.server.as_ref() == Some(&ssh.name),
+                "{target} is the node's own, from outside too: {answer:?}"
+            );
         }
     }
     Ok(())
