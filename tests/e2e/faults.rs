@@ -38,6 +38,8 @@ const RATE: u32 = 250;
 const OUTAGE: Duration = Duration::from_secs(30);
 /// Proxies wait longer and longer between tries while there is no controller: at most about 6 s, for each of two replicas.
 const RECONNECTED: Duration = Duration::from_secs(20);
+/// A Lease whose holder was killed in the case before runs out first.
+const ELECTED: Duration = Duration::from_secs(40);
 /// A delayed connection is not a failed one: SYNs are sent again after 1, 3 and 7 s.
 const PATIENCE: u64 = 25_000;
 
@@ -205,6 +207,14 @@ fn lagging_replica(it: &Context) -> Result<()> {
     until("the second replica has a full list", SOON, || {
         let objects = it.cluster.controller_metrics(1)?.sum("sheave_objects", &[("kind", "Pod")]);
         ensure!(objects >= 3.0, "it knows {objects} pods");
+        Ok(())
+    })?;
+    until("one of two replicas may write", ELECTED, || {
+        let leads = |replica| Ok(it.cluster.controller_metrics(replica)?.sum("sheave_leader", &[]));
+        let leaders: [Result<f64>; 2] = [leads(0), leads(1)];
+        let [one, other] = leaders;
+        let (one, other) = (one?, other?);
+        ensure!(one + other == 1.0, "sheave_leader is {one} and {other}");
         Ok(())
     })?;
     let loads = Loads::start(it, vip)?;

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use sheave_harness::cluster::{Cluster, DataPath, Options};
@@ -11,6 +11,7 @@ use sheave_harness::kube::Kube;
 use sheave_harness::metrics;
 use sheave_harness::run::Run;
 use sheave_harness::source::{Folder, Source};
+use sheave_harness::wait::until;
 use sheave_harness::world::World;
 
 use crate::case::{Case, Proof};
@@ -19,6 +20,8 @@ use crate::leftovers;
 
 /// Two nodes show everything: an endpoint here and one there.
 const NODES: u8 = 2;
+/// A Lease is taken at once; the folder's lock too.
+const LEADS: Duration = Duration::from_secs(20);
 /// Lines of each log, of those written during the case, that a failure shows.
 const LOG_LINES: usize = 12;
 
@@ -102,6 +105,11 @@ fn run_pair(
         Options { name: name.clone(), path, tls: kube.is_some(), replicas: if kube.is_some() { 2 } else { 1 } };
     let cluster = Arc::new(Cluster::start(world, source, options)?);
     let before = leftovers::entries(&cluster)?;
+    until("the controller may write", LEADS, || {
+        let leads = cluster.controller_metrics(0)?.sum("sheave_leader", &[]);
+        ensure!(leads == 1.0, "sheave_leader is {leads}");
+        Ok(())
+    })?;
     for (number, case) in cases.iter().enumerate() {
         let start = Instant::now();
         let namespace = format!("{name}-{number}");

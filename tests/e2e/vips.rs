@@ -8,6 +8,7 @@ use sheave_harness::objects;
 use sheave_harness::testpod::protocol::{Kind, Outcome};
 use sheave_harness::wait::until;
 
+use crate::bad_input::{Complaint, conditions};
 use crate::case::{Case, Proof, both, folder, kube};
 use crate::check::{SOON, dropped, question, refused, served_by};
 use crate::context::{Context, From, To, ports, sockets};
@@ -117,7 +118,11 @@ fn claimed_twice(it: &Context) -> Result<()> {
     let mut second = it.service("new", own, &new, &ports());
     second["spec"]["externalIPs"] = json!([pair.v4, pair.v6]);
     second["metadata"]["creationTimestamp"] = json!("2021-01-01T00:00:00Z");
+    let (object, keeper) = (format!("{}/new", it.namespace), format!("is kept by Service {}/old", it.namespace));
+    let words = [object.as_str(), keeper.as_str()];
+    let complaint = Complaint::expect(it, &words)?;
     it.apply(&second)?;
+    complaint.made(it, conditions)?;
     // The younger is known once its own address is served; the shared one must still be the older's.
     expect(it, own, &new)?;
     expect(it, pair, &old)?;
