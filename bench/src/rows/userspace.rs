@@ -80,6 +80,7 @@ fn connect(ours: &Stack, mut plain: Stack) -> Result<Row> {
 
 fn streams(context: &Context<'_>, ours: &Stack, mut haproxy: Stack) -> Result<Vec<Row>> {
     haproxy.leave_rules()?;
+    haproxy::lend_mark(&haproxy.node, haproxy.far(STREAM_PORT), OWN_MARK)?;
     let folder = context.world.run.logs();
     let process = haproxy::start(&haproxy.node.system(), &folder, LISTEN, haproxy.far(STREAM_PORT))?;
     crate::sys::pin_process(process.id(), cpu())?;
