@@ -166,8 +166,12 @@ impl Connection {
         side.readable |= event.readable();
         side.closing |= event.closing();
         side.writable |= event.writable();
-        side.urgent |= event.urgent();
         let socket = socket?;
+        if event.urgent() && !std::mem::replace(&mut side.urgent, true) {
+            // The urgent byte (RFC 6093) is to stay in its place among the others. Clients' sockets inherit that; backends
+            // hardly ever send any.
+            let _ = socket.set_out_of_band_inline(true);
+        }
         if leg == Leg::Backend && !self.connected && event.writable() {
             if event.closing()
                 && let Ok(Some(error)) = socket.take_error()

@@ -45,7 +45,6 @@ pub(crate) enum Source {
 pub(crate) fn begin(backend: SocketAddr, source: Source, mark: u32) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(backend), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_mark(mark)?;
-    socket.set_out_of_band_inline(true)?; // an urgent byte (RFC 6093) stays in its place
     match source {
         Source::Node => {}
         Source::Client(address) => {
