@@ -11,6 +11,7 @@ use std::process::Command;
 const ARROWS: &[(&str, &[&str])] = &[
     ("sheave-datapath", &["sheave-abi"]),
     ("sheave-reconcile", &["sheave-abi", "sheave-model"]),
+    ("sheave-programs", &["sheave-abi", "sheave-datapath"]),
     ("sheave-loader", &["sheave-abi", "sheave-model", "sheave-reconcile"]),
     ("sheave-api", &["sheave-model"]),
     ("sheave-index", &["sheave-model"]),
@@ -61,10 +62,15 @@ fn text(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
-/// Name of each package of the workspace, with the names of what it depends on in ordinary builds.
+/// Name of each package of the workspace, and of the kernel programs' own, with the names of what it depends on in ordinary
+/// builds.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    ["Cargo.toml", "ebpf/programs/Cargo.toml"].into_iter().flat_map(dependencies_in).collect()
+}
+
+fn dependencies_in(manifest: &str) -> Vec<(String, BTreeSet<String>)> {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline", "--manifest-path", manifest])
         .current_dir(root())
         .output()
         .unwrap();

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use sheave_harness::process::{Place, Process};
 use sheave_harness::wait::until;
+use sheave_harness::world::Node;
 
 /// The configuration: the client's own address and port upstream, as the other arms have it.
 fn config(listen: SocketAddr, backend: SocketAddr) -> String {
@@ -18,6 +19,22 @@ fn config(listen: SocketAddr, backend: SocketAddr) -> String {
          option splice-request\n    option splice-response\n\
          listen bench\n    bind {listen} transparent\n    source 0.0.0.0 usesrc client\n    server far {backend}\n"
     )
+}
+
+/// Gives the first packet of each of its connections to `backend` the mark that a proxy behind the product's rules has on
+/// its sockets, and that haproxy can't set. The other packets pass as they would without.
+pub(crate) fn lend_mark(node: &Node, backend: SocketAddr, mark: u32) -> Result<()> {
+    let (ip, port, mark) = (backend.ip().to_string(), backend.port().to_string(), format!("{mark:#x}"));
+    let opens = "tcp flags & (fin | syn | rst | ack) == syn";
+    let rule = format!("ip daddr {ip} tcp dport {port} {opens} meta mark set meta mark or {mark}");
+    for command in [
+        "add table inet haproxy",
+        "add chain inet haproxy output { type filter hook output priority -110; }",
+        &format!("add rule inet haproxy output {rule}"),
+    ] {
+        node.netns.output("nft", &[command])?;
+    }
+    Ok(())
 }
 
 /// Starts haproxy at a place and waits until it listens. It ends when dropped.

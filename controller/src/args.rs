@@ -58,9 +58,9 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "SHEAVE_SOCKET", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
     /// Serves metrics and health here
-    #[arg(long, env = "SHEAVE_ADMIN", value_name = "IP:PORT")]
-    pub(crate) admin: Option<SocketAddr>,
-    /// Serves metrics, health, /debug and the log level on a unix socket here (mode 0600)
+    #[arg(long, env = "SHEAVE_ADMIN", value_name = "IP:PORT", default_value = "0.0.0.0:15021")]
+    pub(crate) admin: SocketAddr,
+    /// Serves metrics, health, /debug and the log level on a unix socket here (mode 0600) [default: STATE-DIR/admin.sock]
     #[arg(long, env = "SHEAVE_ADMIN_SOCKET", value_name = "PATH")]
     pub(crate) admin_socket: Option<PathBuf>,
     /// How log lines look

@@ -24,8 +24,8 @@ pub(crate) struct Config {
     pub(crate) state_dir: PathBuf,
     pub(crate) listen: Option<ListenConfig>,
     pub(crate) socket: Option<PathBuf>,
-    pub(crate) admin: Option<SocketAddr>,
-    pub(crate) admin_socket: Option<PathBuf>,
+    pub(crate) admin: SocketAddr,
+    pub(crate) admin_socket: PathBuf,
     pub(crate) log_json: bool,
     pub(crate) log_level: String,
     pub(crate) replica_name: String,
@@ -77,13 +77,14 @@ impl Config {
         if replica_name.is_empty() {
             return Err(ConfigError("--replica-name is empty; leave it out or give a name".into()));
         }
+        let admin_socket = args.admin_socket.unwrap_or_else(|| args.state_dir.join("admin.sock"));
         Ok(Self {
             source,
             state_dir: args.state_dir,
             listen,
             socket: args.socket,
             admin: args.admin,
-            admin_socket: args.admin_socket,
+            admin_socket,
             log_json: args.log_format == LogFormat::Json,
             log_level: args.log_level,
             replica_name,

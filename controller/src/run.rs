@@ -168,12 +168,11 @@ impl Controller {
         inlet: Inlet,
         lock: &mut Option<StateLock>,
     ) -> anyhow::Result<Infallible> {
-        if let Some(address) = self.config.admin {
-            let listener = TcpListener::bind(address).await;
-            let failed = || format!("--admin {address}: can't be bound; free the address or give another");
-            let (listener, admin) = (Arc::new(listener.with_context(failed)?), admin.clone());
-            self.tasks.restarting("admin", move || admin::serve_tcp(admin.clone(), listener.clone()));
-        }
+        let address = self.config.admin;
+        let failed = || format!("--admin {address}: can't be bound; free the address or give another");
+        let public = Arc::new(TcpListener::bind(address).await.with_context(failed)?);
+        let public_admin = admin.clone();
+        self.tasks.restarting("admin", move || admin::serve_tcp(public_admin.clone(), public.clone()));
         if matches!(self.config.source, SourceConfig::Dir { .. }) {
             self.waiting.store(true, Ordering::Relaxed);
             *lock = Some(StateLock::wait(&self.config.state_dir).await?);
@@ -209,12 +208,10 @@ impl Controller {
             metrics: self.metrics.clone(),
             stopping: self.stop.subscribe(),
         };
-        if let Some(path) = &self.config.admin_socket {
-            let (listener, bound) = serve::bind_unix(path)?;
-            self.bound.push(bound);
-            let listener = Arc::new(listener);
-            self.tasks.restarting("admin-socket", move || admin::serve_unix(admin.clone(), listener.clone()));
-        }
+        let (listener, bound) = serve::bind_unix(&self.config.admin_socket)?;
+        self.bound.push(bound);
+        let listener = Arc::new(listener);
+        self.tasks.restarting("admin-socket", move || admin::serve_unix(admin.clone(), listener.clone()));
         match (self.config.listen.as_ref().map(|listen| (listen.address, listen.trust.clone())), home) {
             (Some((address, TrustConfig::Files { tls_dir })), _) => {
                 let (address, serving) = serve::serve_tls(server.clone(), address, &tls_dir).await?;

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 /// Why it can't.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CgroupError {
-    #[error("--cgroup {path} can't be read: {error}; give the folder of the node's own cgroup", path = path.display())]
+    #[error(
+        "--cgroup {path} can't be read as a cgroup: {error}; give the node's own cgroup2 folder (where /proc/mounts has cgroup2)",
+        path = path.display()
+    )]
     Unreadable { path: PathBuf, error: io::Error },
     #[error(
         "--cgroup {path} holds only this process, so programs there would see no pod; \

@@ -88,8 +88,9 @@ pub(crate) fn down() -> Result<()> {
 
 /// The background process: sets the stage, says so, and stays until it is ended.
 pub(crate) fn stay() -> Result<()> {
+    // Before anything else, so that the process that cleans up outlives the terminal too. It may lead a session already.
+    sys::new_session().ok();
     let run = run::enter()?;
-    sys::new_session().ok(); // it may lead one already
     let mut stage = Stage::set(&run)?;
     stage.scale_web(3)?;
     let places = places(&stage)?;

@@ -132,16 +132,31 @@ fn fails(it: &Context, before: &[&str], state: &Path, changes: &[(&str, &str)]) 
 
 fn no_net_admin(it: &Context) -> Result<()> {
     let drop = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"];
-    let (code, text) = fails(it, &drop, &it.cluster.world.run.folder.join("no-net-admin"), &[])?;
-    ensure!(code == Some(2), "exits {code:?}: {text}");
-    ensure!(text.lines().any(|line| line.contains("NET_ADMIN")), "no line names the capability: {text}");
+    let state = it.cluster.world.run.folder.join("no-net-admin");
+    for mode in ["auto", "ebpf", "userspace"] {
+        let (code, text) = fails(it, &drop, &state, &[("--datapath", mode)])?;
+        ensure!(code == Some(2), "{mode} exits {code:?}: {text}");
+        ensure!(
+            errors(&text).len() == 1 && text.contains("NET_ADMIN"),
+            "not one line that names the capability: {text}"
+        );
+    }
     Ok(())
+}
+
+/// The lines of a log that complain.
+fn errors(log: &str) -> Vec<&str> {
+    log.lines().filter(|line| line.contains("ERROR") || line.starts_with("sheave-proxy: ")).collect()
 }
 
 fn no_cgroup(it: &Context) -> Result<()> {
     let state = it.cluster.world.run.folder.join("no-cgroup");
-    let (code, text) = fails(it, &[], &state, &[("--cgroup", "/tmp"), ("--datapath", "ebpf")])?;
-    ensure!(code == Some(2), "ebpf without cgroup2 exits {code:?}: {text}");
+    for (flag, lacks) in [("--cgroup", "cgroup2"), ("--bpffs", "bpf")] {
+        let (code, text) = fails(it, &[], &state, &[(flag, "/tmp"), ("--datapath", "ebpf")])?;
+        ensure!(code == Some(2), "ebpf without {lacks} exits {code:?}: {text}");
+        let complaints = errors(&text);
+        ensure!(complaints.len() == 1 && complaints[0].contains(lacks), "not one line that names {lacks}: {text}");
+    }
     let served = serve(it)?;
     let node = it.node(1);
     it.cluster.stop_proxy(node)?;

@@ -26,7 +26,7 @@ mod vips;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Parser;
 use sheave_harness::cluster::DataPath;
 use sheave_harness::{run, testpod};
@@ -82,10 +82,12 @@ fn main() -> Result<ExitCode> {
     }
     let paths = [DataPath::Ebpf, DataPath::Userspace];
     let paths: Vec<_> = paths.into_iter().filter(|path| arguments.paths.contains(path.name())).collect();
+    ensure!(!paths.is_empty(), "--paths {:?}: ebpf, userspace or both", arguments.paths);
     if paths.len() > 1 && !parallel::is_part() {
         return parallel::run(&paths);
     }
     let run = run::enter()?;
+    ensure!(!cases.is_empty(), "no case's name contains {:?}; --list names them", arguments.cases);
     let sources: Vec<_> = ["kube", "dir"].into_iter().filter(|source| arguments.sources.contains(source)).collect();
     runner::run(&run, &cases, &paths, &sources)
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use sheave_harness::cluster::{Cluster, DataPath, Options};
@@ -11,6 +11,7 @@ use sheave_harness::kube::Kube;
 use sheave_harness::metrics;
 use sheave_harness::run::Run;
 use sheave_harness::source::{Folder, Source};
+use sheave_harness::wait::until;
 use sheave_harness::world::World;
 
 use crate::case::{Case, Proof};
@@ -19,6 +20,8 @@ use crate::leftovers;
 
 /// Two nodes show everything: an endpoint here and one there.
 const NODES: u8 = 2;
+/// A Lease is taken at once; the folder's lock too.
+const LEADS: Duration = Duration::from_secs(20);
 /// Lines of each log, of those written during the case, that a failure shows.
 const LOG_LINES: usize = 12;
 
@@ -102,6 +105,11 @@ fn run_pair(
         Options { name: name.clone(), path, tls: kube.is_some(), replicas: if kube.is_some() { 2 } else { 1 } };
     let cluster = Arc::new(Cluster::start(world, source, options)?);
     let before = leftovers::entries(&cluster)?;
+    until("the controller may write", LEADS, || {
+        let leads = cluster.controller_metrics(0)?.sum("sheave_leader", &[]);
+        ensure!(leads == 1.0, "sheave_leader is {leads}");
+        Ok(())
+    })?;
     for (number, case) in cases.iter().enumerate() {
         let start = Instant::now();
         let namespace = format!("{name}-{number}");
@@ -118,7 +126,7 @@ fn run_pair(
         if result.is_err() {
             drop(context);
             println!("{}", cluster.logs_since(&marks, LOG_LINES));
-            heal(&cluster)?;
+            heal(&cluster, kube.map(AsRef::as_ref))?;
         }
     }
     let start = Instant::now();
@@ -136,7 +144,10 @@ fn end(cluster: Arc<Cluster>) -> Result<()> {
 }
 
 /// After a failure: whatever a case has stopped runs again, so that the next one starts from a whole cluster.
-fn heal(cluster: &Cluster) -> Result<()> {
+fn heal(cluster: &Cluster, kube: Option<&Kube>) -> Result<()> {
+    if let Some(kube) = kube.filter(|kube| !kube.serves()) {
+        kube.start_server()?;
+    }
     if !cluster.controller_runs(0) {
         cluster.start_controller(0)?;
     }
@@ -163,12 +174,14 @@ fn run_case(context: &Context, case: &Case) -> Result<()> {
 
 /// Which way the connections of a case went, by the proxies' own counters.
 fn prove(context: &Context, proof: Proof) -> Result<()> {
-    let Some(counts) = context.counts.get() else { return Ok(()) };
     if context.path() == DataPath::Userspace {
         for node in &context.cluster.world.nodes {
             let programs = metrics::attached(node)?;
             ensure!(programs == 0, "{programs} programs are attached at {} in userspace mode", node.name);
         }
+    }
+    let Some(counts) = context.counts.get() else { return Ok(()) };
+    if context.path() == DataPath::Userspace {
         ensure!(counts.accepted > 0.0 && counts.translated == 0.0, "not by the listeners: {counts:?}");
         return Ok(());
     }

@@ -8,13 +8,13 @@ use sheave_harness::objects;
 use sheave_harness::testpod::protocol::{Kind, Outcome};
 use sheave_harness::wait::until;
 
+use crate::bad_input::{Complaint, conditions};
 use crate::case::{Case, Proof, both, folder, kube};
 use crate::check::{SOON, dropped, question, refused, served_by};
 use crate::context::{Context, From, To, ports, sockets};
 
 pub(crate) const CASES: &[Case] = &[
-    both("another_port_or_protocol_of_a_cluster_ip_is_refused", other_ports)
-        .proof(Proof::Own("refused packets are neither translated nor accepted")),
+    both("another_port_or_protocol_of_a_cluster_ip_is_refused", other_ports),
     kube("an_address_of_the_range_that_no_service_has_is_dropped", unassigned)
         .proof(Proof::Own("dropped packets are neither translated nor accepted")),
     kube("a_load_balancer_ip_that_is_the_nodes_own_leaves_its_other_ports_alone", nodes_own_address),
@@ -75,6 +75,15 @@ fn nodes_own_address(it: &Context) -> Result<()> {
             refused(it.agent(from), Kind::Tcp, target)?;
         }
     }
+    for (kind, port) in [(Kind::Tcp, 22), (Kind::Udp, 123)] {
+        for target in sockets(node.address, port) {
+            let answer = it.agent(From::Outside(1)).ask(&question(kind, target))?;
+            ensure!(
+                answer.server.as_ref() == Some(&ssh.name),
+                "{target} is the node's own, from outside too: {answer:?}"
+            );
+        }
+    }
     Ok(())
 }
 
@@ -109,7 +118,11 @@ fn claimed_twice(it: &Context) -> Result<()> {
     let mut second = it.service("new", own, &new, &ports());
     second["spec"]["externalIPs"] = json!([pair.v4, pair.v6]);
     second["metadata"]["creationTimestamp"] = json!("2021-01-01T00:00:00Z");
+    let (object, keeper) = (format!("{}/new", it.namespace), format!("is kept by Service {}/old", it.namespace));
+    let words = [object.as_str(), keeper.as_str()];
+    let complaint = Complaint::expect(it, &words)?;
     it.apply(&second)?;
+    complaint.made(it, conditions)?;
     // The younger is known once its own address is served; the shared one must still be the older's.
     expect(it, own, &new)?;
     expect(it, pair, &old)?;

@@ -18,7 +18,10 @@ fn config_in(top: &Path, socket: &Path) -> Config {
     let source = format!("dir:{}", top.join("manifests").display());
     std::fs::create_dir_all(top.join("manifests")).unwrap();
     let config = config(&["--source", &source, "--socket", socket.to_str().unwrap()]).unwrap();
-    Config { state_dir: top.join("state"), ..config }
+    let state_dir = top.join("state");
+    // Each controller of a test has a port of its own, as on machines of its own.
+    let admin = "127.0.0.1:0".parse().unwrap();
+    Config { admin_socket: socket.with_extension("admin"), state_dir, admin, ..config }
 }
 
 struct Running {

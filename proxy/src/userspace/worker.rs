@@ -16,6 +16,7 @@ use sheave_model::Snapshot;
 use socket2::Socket;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use super::Stop;
 use super::budget::{Budget, Share};
@@ -202,12 +203,12 @@ pub(crate) fn pair(
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_all().build_local(LocalOptions::default())?;
         runtime.block_on(async {
-            if first_snapshot(&shared, &stopped).await {
-                let _ = second.send(());
-                serve(shared, udp, replies, handovers, stopped).await;
+            if !first_snapshot(&shared, &stopped).await {
+                return Ok(());
             }
-        });
-        Ok(())
+            let _ = second.send(());
+            serve(shared, udp, replies, handovers, stopped).await
+        })
     };
     [(format!("sheave-tcp-{index}"), Box::new(run_tcp)), (format!("sheave-{index}"), Box::new(run_other))]
 }
@@ -222,17 +223,21 @@ async fn first_snapshot(shared: &Shared, stopped: &watch::Receiver<Stop>) -> boo
 }
 
 /// Serves UDP until the thread ends, and HTTP connections as they are handed over.
+///
+/// # Errors
+/// Where UDP is served no longer.
 async fn serve(
     shared: Arc<Shared>,
     udp: Vec<Socket>,
     replies: Replies,
     mut handovers: mpsc::Receiver<Handover>,
     mut stopped: watch::Receiver<Stop>,
-) {
+) -> io::Result<()> {
     let (end, ending) = watch::channel(false);
     let worker = Worker::new(shared, replies, ending);
+    let mut listening = JoinSet::new();
     for socket in udp {
-        drop(tokio::task::spawn_local(udp::serve(worker.clone(), socket)));
+        listening.spawn_local(udp::serve(worker.clone(), socket));
     }
     let mut until = stopped.clone();
     let draining = async move { drop(until.wait_for(|stop| *stop >= Stop::Drain).await) };
@@ -245,6 +250,7 @@ async fn serve(
                 Some(handover) => drop(tokio::task::spawn_local(worker.clone().http(handover))),
                 None => serving = false, // the TCP thread has ended
             },
+            Some(ended) = listening.join_next() => return ended.map_err(io::Error::other)?.map(|never| match never {}),
             () = &mut draining, if !*end.borrow() => drop(end.send_replace(true)),
             _ = stopped.wait_for(|stop| *stop >= Stop::Now) => serving = false,
         }
@@ -252,4 +258,5 @@ async fn serve(
     while worker.open.get() > 0 && *stopped.borrow() < Stop::Now {
         tokio::time::sleep(DRAIN_LOOK).await;
     }
+    Ok(())
 }

@@ -143,6 +143,11 @@ impl Kube {
         server.context("the API server is not running")?.kill()
     }
 
+    /// Whether the API server runs.
+    pub fn serves(&self) -> bool {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Makes etcd forget every revision but the newest, so that older watches can't be resumed.
     pub fn compact(&self) -> Result<()> {
         // etcd's gRPC gateway; base64 of the key "a".
@@ -196,7 +201,7 @@ impl Kube {
     }
 }
 
-/// The rights that the controller's manifest asks for.
+/// The rights that the controller needs, and no others, so that a call that goes beyond them fails here first.
 fn rights() -> [Value; 4] {
     let read = json!(["get", "list", "watch"]);
     let role = |kind: &str, rules: Value| {
@@ -217,7 +222,6 @@ fn rights() -> [Value; 4] {
                 {"apiGroups": [""], "resources": ["services", "pods", "nodes", "namespaces"], "verbs": read},
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read},
                 {"apiGroups": ["networking.k8s.io"], "resources": ["servicecidrs"], "verbs": read},
-                {"apiGroups": [""], "resources": ["services/status"], "verbs": ["patch", "update"]},
                 {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
             ]),
         ),

@@ -1,8 +1,9 @@
 //! Test pods: a namespace routed through its node by a veth, as AWS's VPC CNI does it, or the node's own namespace.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::address::{self, Pair};
 use crate::agent::Agent;
@@ -10,7 +11,11 @@ use crate::cgroup;
 use crate::netns::Netns;
 use crate::process::Place;
 use crate::testpod::protocol::Kind;
+use crate::wait::until;
 use crate::world::Node;
+
+/// Far more than a link takes to come up.
+const CARRIES: Duration = Duration::from_secs(10);
 
 /// A running pod; dropped, its process is killed and its network goes.
 #[derive(Debug)]
@@ -98,7 +103,17 @@ fn connect(node: &Node, pod: &Netns, link: &str, number: u8, address: Pair) -> R
         "route add ::/0 via fe80::1 dev eth0".to_owned(),
         format!("neigh replace 169.254.1.1 lladdr {node_mac} dev eth0 nud permanent"),
         format!("neigh replace fe80::1 lladdr {node_mac} dev eth0 nud permanent"),
-    ])
+    ])?;
+    // The kernel takes packets on a link that came up only after a worker of its own has seen so, which on a busy machine
+    // takes up to a second; until then it drops them.
+    for (netns, device) in [(&node.netns, link), (pod, "eth0")] {
+        until("a pod's link carries packets", CARRIES, || {
+            let state = netns.output("ip", &["-o", "link", "show", "dev", device])?;
+            ensure!(state.contains(" state UP "), "{state}");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 impl Drop for Pod {

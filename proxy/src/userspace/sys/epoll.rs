@@ -23,7 +23,7 @@ pub(crate) enum Interest {
 
 impl Interest {
     const fn flags(self) -> u32 {
-        let read = libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET;
+        let read = libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLRDHUP | libc::EPOLLET;
         (match self {
             Self::Pending => libc::EPOLLIN,
             Self::Read => read,
@@ -47,7 +47,7 @@ impl Event {
 
     /// Bytes, the end or an error can be read.
     pub(crate) const fn readable(self) -> bool {
-        self.has(libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR)
+        self.has(libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR)
     }
 
     /// The end or an error comes behind what can be read.
@@ -58,6 +58,11 @@ impl Event {
     /// There is room to write, or an error that writing tells.
     pub(crate) const fn writable(self) -> bool {
         self.has(libc::EPOLLOUT | libc::EPOLLERR)
+    }
+
+    /// There is urgent data among what can be read.
+    pub(crate) const fn urgent(self) -> bool {
+        self.has(libc::EPOLLPRI)
     }
 
     /// The connection has failed.

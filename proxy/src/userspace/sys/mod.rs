@@ -67,6 +67,17 @@ pub(crate) fn splice(from: &impl AsFd, to: &impl AsFd, length: usize) -> io::Res
     usize::try_from(moved).map_err(|_| io::Error::last_os_error())
 }
 
+/// Bytes, and the end, that a TCP socket was given and its peer has not acknowledged (`SIOCOUTQ`, tcp(7)).
+///
+/// # Errors
+/// Where it listens.
+pub(crate) fn unacknowledged(socket: &impl AsFd) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the descriptor is open for as long as the borrow, and the call writes one int.
+    let code = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    if code == 0 { Ok(usize::try_from(count).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A pipe's two ends: reading, writing.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use super::attempts::Attempts;
 use super::flow::{Ends, Failure, Flow, Progress, Side, Tell, Tools};
 use super::upstream;
 use crate::metrics::{Direction, Reason};
-use crate::userspace::sys::{Event, Interest};
+use crate::userspace::sys::{self, Event, Interest};
 use crate::userspace::view::Target;
 use crate::userspace::worker::Open;
 
@@ -58,7 +58,19 @@ pub(crate) struct Connection {
     upstream_side: Side,
     inwards: Flow,
     outwards: Flow,
+    lost: Option<Lost>,
     _open: Open,
+}
+
+/// A socket that is gone while the other one still has to deliver what came from it: an answer that a server gives before
+/// it resets, or the end of one that a client reads slowly.
+#[derive(Debug)]
+struct Lost {
+    leg: Leg,
+    /// Nothing where its stream was over.
+    error: Option<io::Error>,
+    /// Whether a look at what is left to deliver is due.
+    looked_for: bool,
 }
 
 /// What became of a connection after it was worked on.
@@ -68,6 +80,8 @@ pub(crate) enum Outcome {
     Waiting,
     /// It has more to do in the next turn.
     More,
+    /// It waits for the kernel to deliver what it has; to be looked at again after a while.
+    Delivering,
     /// Both directions have ended.
     Done,
     /// The backend was not reached.
@@ -99,12 +113,13 @@ impl Connection {
             queued: false,
             client,
             // Its first bytes are often there when it is accepted.
-            client_side: Side { readable: true, closing: false, writable: true },
+            client_side: Side { readable: true, writable: true, ..Side::default() },
             watched: [None; 2],
             upstream: None,
             upstream_side: Side::default(),
             inwards: Flow::new(Direction::In),
             outwards: Flow::new(Direction::Out),
+            lost: None,
             _open: open,
         }
     }
@@ -113,7 +128,7 @@ impl Connection {
     pub(crate) fn try_with(&mut self, upstream: Socket) {
         self.upstream = Some(upstream);
         // Over a virtual link a handshake is often through before connect() returns: writing shows it.
-        self.upstream_side = Side { readable: false, closing: false, writable: true };
+        self.upstream_side = Side { writable: true, ..Side::default() };
         self.watched[Leg::Backend as usize] = None;
         self.tries = self.tries.saturating_add(1);
     }
@@ -142,7 +157,7 @@ impl Connection {
         if blocked { Interest::ReadWrite } else { Interest::Read }
     }
 
-    /// Takes note of what the kernel says. A failure that no direction will meet by reading is returned.
+    /// Takes note of what the kernel says. A failure for which the other socket is to be reset is returned.
     pub(crate) fn note(&mut self, leg: Leg, event: Event) -> Option<io::Error> {
         let (side, flow, socket) = match leg {
             Leg::Client => (&mut self.client_side, &self.inwards, Some(&self.client)),
@@ -152,6 +167,11 @@ impl Connection {
         side.closing |= event.closing();
         side.writable |= event.writable();
         let socket = socket?;
+        if event.urgent() && !std::mem::replace(&mut side.urgent, true) {
+            // The urgent byte (RFC 6093) is to stay in its place among the others. Clients' sockets inherit that; backends
+            // hardly ever send any.
+            let _ = socket.set_out_of_band_inline(true);
+        }
         if leg == Leg::Backend && !self.connected && event.writable() {
             if event.closing()
                 && let Ok(Some(error)) = socket.take_error()
@@ -161,8 +181,31 @@ impl Connection {
             self.connected = true;
             return None;
         }
-        let unseen = event.failed() && flow.ended();
+        if !event.failed() || self.lost.is_some() {
+            return None; // or reading and writing will tell
+        }
+        if flow.ended() {
+            // All that it had to say has been passed on; what it can't be told any more is thrown away.
+            self.lose(leg, None);
+            return None;
+        }
+        // A client that resets what it sends: seen by nobody while the backend takes nothing.
+        let unseen = leg == Leg::Client && flow.holds();
         unseen.then(|| socket.take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()))
+    }
+
+    /// A socket is gone, and the other one isn't done.
+    fn lose(&mut self, leg: Leg, error: Option<io::Error>) {
+        match leg {
+            Leg::Client => self.outwards.discard(),
+            Leg::Backend => self.inwards.discard(),
+        }
+        self.lost = Some(Lost { leg, error, looked_for: false });
+    }
+
+    /// Whether it asked to be looked at, which this answers.
+    pub(crate) fn looks(&mut self) -> bool {
+        self.lost.as_mut().is_some_and(|lost| std::mem::take(&mut lost.looked_for))
     }
 
     /// Has the backend's socket look after its peer. Not done at once, because most connections are over before it matters.
@@ -187,10 +230,15 @@ impl Connection {
         let mut ends = Ends { from: client, from_side: client_side, to: upstream, to_side: upstream_side };
         let first = !self.connected;
         let end = if first { Tell::NotYet } else { tell(&self.outwards) };
-        let inwards = match self.inwards.run(&mut ends, tools, counters, end) {
+        let mut inwards = match self.inwards.run(&mut ends, tools, counters, end) {
             Ok(progress) => progress,
             Err(Failure::To(e)) if first && !self.inwards.moved() => return Outcome::Unreached(reason(&e)),
-            Err(failure) => return self.broken(failure, Leg::Client),
+            // It may have answered before.
+            Err(Failure::To(e)) => {
+                self.lose(Leg::Backend, Some(e));
+                Progress::More
+            }
+            Err(Failure::From(e)) => return self.broken(e, Leg::Client),
         };
         if first {
             // What was written proves that the handshake is through; where nothing was, the kernel tells.
@@ -198,13 +246,29 @@ impl Connection {
             if !self.connected {
                 return Outcome::Waiting;
             }
+            if self.inwards.ending() {
+                inwards = Progress::More; // nothing will say again that it has an end to pass on
+            }
         }
+        let Some(upstream) = &self.upstream else { return Outcome::Waiting };
+        let counters = &self.target.counters;
         let (client, client_side, upstream_side) = (&self.client, &mut self.client_side, &mut self.upstream_side);
         let mut ends = Ends { from: upstream, from_side: upstream_side, to: client, to_side: client_side };
         let outwards = match self.outwards.run(&mut ends, tools, counters, tell(&self.inwards)) {
             Ok(progress) => progress,
-            Err(failure) => return self.broken(failure, Leg::Backend),
+            Err(Failure::From(e)) => {
+                self.outwards.end();
+                if self.lost.is_none() {
+                    self.lose(Leg::Backend, Some(e));
+                    inwards = Progress::More;
+                }
+                Progress::Ended
+            }
+            Err(Failure::To(e)) => return self.broken(e, Leg::Client),
         };
+        if self.lost.is_some() && inwards != Progress::More && outwards != Progress::More {
+            return self.deliver();
+        }
         match (inwards, outwards) {
             (Progress::Ended, Progress::Ended) => Outcome::Done,
             (Progress::More, _) | (_, Progress::More) => Outcome::More,
@@ -212,15 +276,42 @@ impl Connection {
         }
     }
 
-    /// An error of one socket resets the other, as without a proxy.
-    fn broken(&self, failure: Failure, from: Leg) -> Outcome {
-        let (error, failed) = match (failure, from) {
-            (Failure::From(e), leg) => (e, leg),
-            (Failure::To(e), Leg::Client) => (e, Leg::Backend),
-            (Failure::To(e), Leg::Backend) => (e, Leg::Client),
+    /// Ends a connection of which one socket is gone, once the other has delivered everything.
+    fn deliver(&mut self) -> Outcome {
+        let Some(lost) = &mut self.lost else { return Outcome::Waiting };
+        let (survivor, socket, to, from) = match lost.leg {
+            Leg::Client => (Leg::Backend, self.upstream.as_ref(), &self.inwards, &self.outwards),
+            Leg::Backend => (Leg::Client, Some(&self.client), &self.outwards, &self.inwards),
         };
+        let delivered = || socket.is_none_or(|socket| sys::unacknowledged(socket).unwrap_or(0) == 0);
+        if !to.ended() {
+            return Outcome::Waiting;
+        }
+        if !delivered() && !from.ended() {
+            // Nothing says when the last byte was acknowledged.
+            let asked = std::mem::replace(&mut lost.looked_for, true);
+            return if asked { Outcome::Waiting } else { Outcome::Delivering };
+        }
+        let error = lost.error.take();
+        if delivered() {
+            self.reset(survivor);
+        }
+        error.map_or(Outcome::Done, Outcome::Broken)
+    }
+
+    /// The error of a socket that took nothing more resets the other one, as without a proxy.
+    fn broken(&self, error: io::Error, failed: Leg) -> Outcome {
         self.reset(if failed == Leg::Client { Leg::Backend } else { Leg::Client });
         Outcome::Broken(error)
+    }
+
+    /// Ends it before its time. Whoever waits for more sees a reset: an orderly end would say that this was all.
+    pub(crate) fn cut(&self) {
+        for (leg, flow) in [(Leg::Client, &self.outwards), (Leg::Backend, &self.inwards)] {
+            if !flow.ended() {
+                self.reset(leg);
+            }
+        }
     }
 
     /// Makes the close of a socket, which follows, a reset.

@@ -19,8 +19,9 @@ pub(crate) const COPY: usize = 16 << 10;
 /// A splice that moves less than this ends splicing.
 const TRICKLE: usize = 4 << 10;
 
-/// Reads in one go; then other connections have their turn.
+/// Reads and bytes in one go; then other connections have their turn.
 const TURNS: usize = 16;
+const TURN_BYTES: usize = 1 << 20;
 
 /// What is known of a socket. The kernel tells each change once, so what it said has to be remembered.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,6 +32,9 @@ pub(crate) struct Side {
     pub(crate) closing: bool,
     /// Writing may be possible.
     pub(crate) writable: bool,
+    /// Urgent data came: a read stops at its mark, so one that gives little has not emptied the socket, and splice never
+    /// gets past it.
+    pub(crate) urgent: bool,
 }
 
 /// One direction's progress.
@@ -41,6 +45,7 @@ pub(crate) struct Flow {
     moved: bool,
     held: Held,
     state: State,
+    discards: bool,
 }
 
 /// Bytes that were read and not yet written.
@@ -123,7 +128,32 @@ pub(crate) struct Ends<'a> {
 impl Flow {
     /// Nothing has come yet.
     pub(crate) const fn new(direction: Direction) -> Self {
-        Self { direction, splicing: false, moved: false, held: Held::Nothing, state: State::Open }
+        Self { direction, splicing: false, moved: false, held: Held::Nothing, state: State::Open, discards: false }
+    }
+
+    /// Whether bytes were read that the other side hasn't taken.
+    pub(crate) fn holds(&self) -> bool {
+        !matches!(self.held, Held::Nothing)
+    }
+
+    /// Whether the end has come and has yet to go through.
+    pub(crate) fn ending(&self) -> bool {
+        self.state == State::Ending
+    }
+
+    /// From now on throws away what comes, because nobody is left to take it.
+    pub(crate) fn discard(&mut self) {
+        self.held = Held::Nothing;
+        self.discards = true;
+        if self.state == State::Ending {
+            self.state = State::Ended;
+        }
+    }
+
+    /// Ends it: nothing more comes.
+    pub(crate) fn end(&mut self) {
+        self.held = Held::Nothing;
+        self.state = State::Ended;
     }
 
     /// Whether the end has gone through.
@@ -147,6 +177,7 @@ impl Flow {
         counters: &PortCounters,
         tell: Tell,
     ) -> Result<Progress, Failure> {
+        let mut bytes = 0;
         for _ in 0..TURNS {
             if self.state == State::Ended {
                 return Ok(Progress::Ended);
@@ -166,14 +197,19 @@ impl Flow {
             if !ends.from_side.readable {
                 return Ok(Progress::Waiting);
             }
-            let taken = match self.splicing {
-                true => self.splice(ends, tools, counters)?,
-                false => self.copy(ends, tools, counters)?,
+            let taken = match (self.discards, self.splicing) {
+                (true, _) => throw_away(ends, tools)?,
+                (false, true) => self.splice(ends, tools, counters)?,
+                (false, false) => self.copy(ends, tools, counters)?,
             };
             match taken {
+                Some(0) if self.discards => self.state = State::Ended,
                 Some(0) => self.state = State::Ending,
-                Some(_) => {}
+                Some(count) => bytes += count,
                 None => ends.from_side.readable = false,
+            }
+            if bytes >= TURN_BYTES {
+                break;
             }
         }
         Ok(Progress::More)
@@ -219,8 +255,9 @@ impl Flow {
     ) -> Result<Option<usize>, Failure> {
         let mut from = ends.from;
         let Some(count) = would_block(from.read(&mut tools.buffer)).map_err(Failure::From)? else { return Ok(None) };
-        self.splicing = count == COPY;
-        if count < COPY && !ends.from_side.closing {
+        let plain = !ends.from_side.urgent;
+        self.splicing = count == COPY && plain;
+        if count < COPY && plain && !ends.from_side.closing {
             ends.from_side.readable = false; // that was all; the next byte is told
         }
         let bytes = &tools.buffer[..count];
@@ -249,8 +286,8 @@ impl Flow {
         tools: &mut Tools,
         counters: &PortCounters,
     ) -> Result<Option<usize>, Failure> {
-        let Ok(mut pipe) = tools.pipes.lend() else {
-            return self.copy(ends, tools, counters); // no descriptors left: copying needs none
+        let (true, Some(mut pipe)) = (!ends.from_side.urgent, tools.pipes.lend()) else {
+            return self.copy(ends, tools, counters); // where no descriptors are left, copying needs none
         };
         let count = would_block(pipe.fill(ends.from)).map_err(Failure::From)?;
         if let Some(count) = count {
@@ -260,6 +297,12 @@ impl Flow {
         }
         Ok(count)
     }
+}
+
+/// Reads what nobody wants. `None` where there is nothing to read.
+fn throw_away(ends: &Ends<'_>, tools: &mut Tools) -> Result<Option<usize>, Failure> {
+    let mut from = ends.from;
+    would_block(from.read(&mut tools.buffer)).map_err(Failure::From)
 }
 
 /// Makes "not now" a value.

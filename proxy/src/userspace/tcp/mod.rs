@@ -43,6 +43,7 @@ pub(crate) fn bind(v4: bool, port: u16, mark: u32) -> io::Result<Socket> {
     // Accepted sockets inherit what is set here.
     socket.set_mark(mark)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_out_of_band_inline(true)?;
     upstream::keep_alive(&socket)?;
     socket.bind(&SocketAddr::new(loopback(v4), port).into())?;
     Ok(socket)

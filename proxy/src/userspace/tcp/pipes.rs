@@ -4,13 +4,18 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use prometheus::IntGauge;
 
+use crate::userspace::budget::{Budget, Share};
 use crate::userspace::sys;
 
 /// Bytes that a pipe may hold. 256 pages, the most that an unprivileged pipe gets (`fs.pipe-max-size`).
 const SIZE: i32 = 1 << 20;
+
+/// Descriptors of a pipe.
+const DESCRIPTORS: u64 = 2;
 
 /// Empty pipes that a thread keeps; more are closed when they come back.
 const KEPT: usize = 16;
@@ -20,12 +25,14 @@ const KEPT: usize = 16;
 pub(crate) struct Pipes {
     empty: RefCell<Vec<Ends>>,
     lent: IntGauge,
+    budget: Arc<Budget>,
 }
 
 #[derive(Debug)]
 struct Ends {
     reader: OwnedFd,
     writer: OwnedFd,
+    _share: Share,
 }
 
 /// A pipe with what is in it.
@@ -38,9 +45,9 @@ pub(crate) struct Pipe {
 }
 
 impl Pipes {
-    /// None yet; `lent` counts those that connections hold.
-    pub(crate) fn new(lent: IntGauge) -> Rc<Self> {
-        Rc::new(Self { empty: RefCell::default(), lent })
+    /// None yet; `lent` counts those that connections hold, `budget` bounds them.
+    pub(crate) fn new(lent: IntGauge, budget: Arc<Budget>) -> Rc<Self> {
+        Rc::new(Self { empty: RefCell::default(), lent, budget })
     }
 
     /// How many connections hold one.
@@ -49,18 +56,18 @@ impl Pipes {
         self.lent.get()
     }
 
-    /// Lends an empty pipe.
-    ///
-    /// # Errors
-    /// Where this process has no descriptors left.
-    pub(crate) fn lend(self: &Rc<Self>) -> io::Result<Pipe> {
+    /// Lends an empty pipe, where this process has descriptors left for one.
+    pub(crate) fn lend(self: &Rc<Self>) -> Option<Pipe> {
         let kept = self.empty.borrow_mut().pop();
-        let ends = match kept {
-            Some(ends) => ends,
-            None => sys::pipe(SIZE).map(|(reader, writer)| Ends { reader, writer })?,
-        };
+        let ends = kept.or_else(|| self.make())?;
         self.lent.inc();
-        Ok(Pipe { ends: Some(ends), held: 0, pool: self.clone() })
+        Some(Pipe { ends: Some(ends), held: 0, pool: self.clone() })
+    }
+
+    fn make(&self) -> Option<Ends> {
+        let share = self.budget.take(DESCRIPTORS)?;
+        let (reader, writer) = sys::pipe(SIZE).ok()?;
+        Some(Ends { reader, writer, _share: share })
     }
 }
 
@@ -120,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_pipe_with_bytes_in_it_is_never_lent_again() {
-        let pipes = Pipes::new(IntGauge::new("x", "x").unwrap());
+        let pipes = Pipes::new(IntGauge::new("x", "x").unwrap(), Budget::of(2));
         let ((mut client, from), (to, mut server)) = (pair(), pair());
         client.write_all(b"left behind").unwrap();
         let mut pipe = pipes.lend().unwrap();
@@ -128,6 +135,10 @@ mod tests {
         assert_eq!(pipes.lent.get(), 1);
         drop(pipe);
         assert_eq!((pipes.lent.get(), pipes.empty.borrow().len()), (0, 0));
+
+        let only = pipes.lend().expect("what the lost pipe took of the budget was given back");
+        assert!(pipes.lend().is_none(), "the budget is for one");
+        drop(only);
 
         client.write_all(b"carried").unwrap();
         let mut pipe = pipes.lend().unwrap();

@@ -61,8 +61,8 @@ pub(crate) struct Loop {
     epoll: Epoll,
     tools: Tools,
     table: Table,
-    /// When a try has lasted too long, or, where it has come through, its socket is told to look after its peer. All wait
-    /// equally long, so they come in order.
+    /// When a try has lasted too long, or, where it has come through, its socket is told to look after its peer; and when
+    /// to look at what is being delivered. All wait equally long, so they come in order.
     timers: VecDeque<(Instant, Token)>,
     /// Connections that have more to do.
     more: Vec<Token>,
@@ -88,7 +88,7 @@ impl Loop {
         }
         let shared = &parts.shared;
         let view = View::new(shared.snapshots.clone(), shared.services.clone());
-        let tools = Tools::new(Pipes::new(shared.metrics.pipes.clone()));
+        let tools = Tools::new(Pipes::new(shared.metrics.pipes.clone(), shared.budget.clone()));
         let (table, timers, more) = (Table::default(), VecDeque::new(), Vec::new());
         let (random, now) = (rand::random::<u64>() | 1, Instant::now());
         Ok(Self { parts, view, epoll, tools, table, timers, more, alarm, random, busy: false, now })
@@ -132,7 +132,10 @@ impl Loop {
             match stop {
                 Stop::No | Stop::HoldBack => {}
                 Stop::Drain => self.close_listeners(),
-                Stop::Now => return Ok(()),
+                Stop::Now => {
+                    self.table.iter().for_each(Connection::cut);
+                    return Ok(());
+                }
             }
             if self.parts.listeners.is_empty() && self.table.is_empty() {
                 return Ok(());
@@ -153,7 +156,9 @@ impl Loop {
     fn guarded(&mut self, token: Token, work: impl FnOnce(&mut Self, Token)) {
         if catch_unwind(AssertUnwindSafe(|| work(self, token))).is_err() {
             self.parts.shared.panics.inc();
-            self.table.remove(token);
+            if let Some(connection) = self.table.remove(token) {
+                connection.cut();
+            }
         }
     }
 
@@ -285,11 +290,14 @@ impl Loop {
             Outcome::Broken(error) => self.broken(token, &error),
             Outcome::Unreached(reason) => self.attempt(token, Some(reason)),
             outcome => {
+                if matches!(outcome, Outcome::Delivering) {
+                    self.timers.push_back((self.now + TRY, token));
+                }
                 if matches!(outcome, Outcome::More) && !std::mem::replace(&mut connection.queued, true) {
                     self.more.push(token);
                 }
                 if let Err(error) = watch(&self.epoll, connection, token) {
-                    connection.reset(Leg::Client);
+                    connection.cut();
                     self.broken(token, &error);
                 }
             }
@@ -321,7 +329,9 @@ impl Loop {
             self.timers.pop_front();
             self.guarded(token, |this, token| {
                 let Some(connection) = this.table.get(token) else { return };
-                if connection.connected {
+                if connection.looks() {
+                    this.work(token);
+                } else if connection.connected {
                     connection.keep_alive();
                 } else if connection.tries == token.tries {
                     this.attempt(token, Some(Reason::Timeout));

@@ -74,6 +74,11 @@ impl Table {
         Token { generation: place.generation, index, tries: 0, leg: Leg::Client }
     }
 
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection> {
+        self.places.iter().filter_map(|place| place.connection.as_deref())
+    }
+
     /// The connection that a token names, if it is still there.
     pub(crate) fn get(&mut self, token: Token) -> Option<&mut Connection> {
         let place = self.places.get_mut(token.index).filter(|place| place.generation == token.generation)?;

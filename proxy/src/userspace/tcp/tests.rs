@@ -11,6 +11,7 @@ use socket2::Socket;
 use super::flow::{Ends, Failure, Flow, Progress, Side, Tell, Tools};
 use super::pipes::Pipes;
 use crate::metrics::{Direction, PortCounters};
+use crate::userspace::budget::Budget;
 
 /// A peer's end, blocking, and ours, which never blocks.
 fn pair() -> (TcpStream, Socket) {
@@ -32,14 +33,14 @@ struct Direct {
 
 impl Direct {
     fn new(from: Socket, to: Socket) -> Self {
-        let tools = Tools::new(Pipes::new(IntGauge::new("x", "x").unwrap()));
+        let tools = Tools::new(Pipes::new(IntGauge::new("x", "x").unwrap(), Budget::of(100)));
         Self { from, to, flow: Flow::new(Direction::In), tools, counters: PortCounters::default() }
     }
 
     fn step(&mut self, tell: Tell) -> Result<Progress, Failure> {
         // As after an event that says everything; what isn't so is found out.
-        let mut from_side = Side { readable: true, closing: true, writable: false };
-        let mut to_side = Side { readable: false, closing: false, writable: true };
+        let mut from_side = Side { readable: true, closing: true, ..Side::default() };
+        let mut to_side = Side { writable: true, ..Side::default() };
         let mut ends = Ends { from: &self.from, from_side: &mut from_side, to: &self.to, to_side: &mut to_side };
         self.flow.run(&mut ends, &mut self.tools, &self.counters, tell)
     }

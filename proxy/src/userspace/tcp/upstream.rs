@@ -8,19 +8,23 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::userspace::sys;
 
-/// Quiet before a peer is asked whether it still lives.
-const KEEPALIVE: Duration = Duration::from_secs(60);
-/// How long sent bytes, or that question, may stay unanswered before the connection is given up.
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Quiet before a peer is asked whether it still lives, how often it is asked again, and how many times: one that is gone
+/// is noticed within two minutes.
+const QUIET: Duration = Duration::from_secs(60);
+const ASK_EVERY: Duration = Duration::from_secs(10);
+const ASK_TIMES: u32 = 6;
 
-/// Has the kernel find out when a peer is gone. The number and pace of probes are left as they are, because the user
-/// timeout rules over them.
+/// Has the kernel find out when a peer is gone.
+///
+/// TCP_USER_TIMEOUT is not for a proxy: it also ends connections whose peer lives and merely reads nothing for that long
+/// (tcp(7): "due to zero window size"). Without it bytes that nobody acknowledges are given up as without a proxy, by
+/// `net.ipv4.tcp_retries2`.
 ///
 /// # Errors
 /// Where the socket is gone.
 pub(crate) fn keep_alive(socket: &Socket) -> io::Result<()> {
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+    let often = TcpKeepalive::new().with_time(QUIET).with_interval(ASK_EVERY).with_retries(ASK_TIMES);
+    socket.set_tcp_keepalive(&often)
 }
 
 /// Which source a try binds to.
@@ -44,7 +48,8 @@ pub(crate) fn begin(backend: SocketAddr, source: Source, mark: u32) -> io::Resul
     match source {
         Source::Node => {}
         Source::Client(address) => {
-            if !bind_exactly(&socket, address)? {
+            // The port may be taken, or below 1024 and not for this process.
+            if bind_exactly(&socket, address).is_err() {
                 return begin(backend, Source::ClientAddress(address.ip()), mark);
             }
         }
@@ -65,15 +70,11 @@ fn transparent(socket: &Socket, v4: bool) -> io::Result<()> {
     if v4 { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
 }
 
-/// Binds to a client's address and port; false where the port is taken. Sockets towards other backends may have it too.
-fn bind_exactly(socket: &Socket, address: SocketAddr) -> io::Result<bool> {
+/// Binds to a client's address and port. Sockets towards other backends may have it too.
+fn bind_exactly(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     transparent(socket, address.is_ipv4())?;
     socket.set_reuse_address(true)?;
-    match socket.bind(&address.into()) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse => Ok(false),
-        Err(e) => Err(e),
-    }
+    socket.bind(&address.into())
 }
 
 /// Binds to a client's address; the port is chosen when the backend is known, so that one port serves many backends.

@@ -1,5 +1,6 @@
 //! The whole userspace path in network namespaces. Needs root, as the program itself does.
 
+mod ends;
 mod http;
 mod reuse;
 mod start;

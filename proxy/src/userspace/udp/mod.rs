@@ -6,6 +6,7 @@ mod reply;
 mod session;
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -105,7 +106,7 @@ pub(crate) fn bind(v4: bool, port: u16, mark: u32) -> io::Result<Socket> {
 ///
 /// # Errors
 /// Where the socket can't be watched.
-pub(crate) async fn serve(worker: Rc<Worker>, socket: Socket) -> io::Result<()> {
+pub(crate) async fn serve(worker: Rc<Worker>, socket: Socket) -> io::Result<Infallible> {
     let socket = sys::watch(Arc::new(socket))?;
     let mut turn = Turn::default();
     loop {
@@ -244,11 +245,10 @@ fn begin(worker: &Worker, flow: Flow, target: &Target) -> io::Result<Session> {
     let mark = worker.shared.own_mark;
     let socket = match keeps {
         true => match upstream(backend, Some(flow.client), mark) {
-            // Its port is taken: by a session of the same client socket with another frontend, for one.
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-                (upstream(backend, Some(SocketAddr::new(flow.client.ip(), 0)), mark)?, None)
-            }
-            other => (other?, None),
+            Ok(socket) => (socket, None),
+            // Its port is taken, by a session of the same client socket with another frontend, or below 1024 and not for
+            // this process.
+            Err(_) => (upstream(backend, Some(SocketAddr::new(flow.client.ip(), 0)), mark)?, None),
         },
         false => {
             // The node's programs need ports too: half of them is theirs.
