@@ -181,16 +181,19 @@ impl Connection {
             self.connected = true;
             return None;
         }
-        if !event.failed() || self.lost.is_some() {
-            return None; // or reading and writing will tell
+        if !event.failed() {
+            return None;
         }
-        if flow.ended() {
+        // Seen by nobody else: that the second socket is gone too, and a client that resets what the backend doesn't take.
+        let unseen = match &self.lost {
+            Some(lost) => lost.leg != leg,
+            None => leg == Leg::Client && flow.holds(),
+        };
+        if !unseen && self.lost.is_none() && flow.ended() {
             // All that it had to say has been passed on; what it can't be told any more is thrown away.
             self.lose(leg, None);
             return None;
         }
-        // A client that resets what it sends: seen by nobody while the backend takes nothing.
-        let unseen = leg == Leg::Client && flow.holds();
         unseen.then(|| socket.take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()))
     }
 
@@ -287,7 +290,8 @@ impl Connection {
         if !to.ended() {
             return Outcome::Waiting;
         }
-        if !delivered() && !from.ended() {
+        // An answer that broke off is followed by a reset, and one that was complete by an orderly end.
+        if !delivered() && (lost.error.is_some() || !from.ended()) {
             // Nothing says when the last byte was acknowledged.
             let asked = std::mem::replace(&mut lost.looked_for, true);
             return if asked { Outcome::Waiting } else { Outcome::Delivering };

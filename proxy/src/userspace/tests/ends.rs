@@ -63,6 +63,29 @@ fn a_slow_reader_gets_all_of_an_answer_whose_sender_is_gone() {
 }
 
 #[test]
+fn an_answer_that_breaks_off_does_not_look_complete_however_slowly_it_is_read() {
+    const PART: usize = 600_000;
+    let world = world(|mut stream| {
+        stream.read_to_end(&mut Vec::new()).unwrap();
+        stream.write_all(&vec![7; PART]).unwrap();
+        sleep(SETTLE);
+        Socket::from(stream).set_linger(Some(Duration::ZERO)).unwrap(); // and closed: reset
+    });
+    let mut client = connect(&world);
+    client.shutdown(Shutdown::Write).unwrap();
+    sleep(SETTLE * 2);
+    let (mut seen, mut chunk) = (0, vec![0; 64 << 10]);
+    let end = loop {
+        match client.read(&mut chunk) {
+            Ok(count @ 1..) => seen += count,
+            other => break other,
+        }
+    };
+    assert_eq!((seen, end.unwrap_err().kind()), (PART, ErrorKind::ConnectionReset));
+    world.wait_for("sheave_listener_active{protocol=\"TCP\"}", 0.0);
+}
+
+#[test]
 fn an_answer_that_comes_before_the_question_is_read_arrives() {
     let world = world(|mut stream| {
         stream.read_exact(&mut [0]).unwrap();
