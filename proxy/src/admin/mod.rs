@@ -89,7 +89,7 @@ mod tests {
 
     pub(super) fn admin() -> Admin {
         let Command::Run(run) = parse(&["--controller=unix:/x"]).unwrap().command else { panic!("not run") };
-        let config = Arc::new(Config::try_from(run).unwrap());
+        let config = Arc::new(Config::try_from(*run).unwrap());
         Admin::new(config, Metrics::new().unwrap(), Status::default(), LogLevel::detached(), Shutdown::new())
     }
 
