@@ -119,6 +119,8 @@ impl Session {
 struct World {
     folder: tempfile::TempDir,
     patience: Option<Duration>,
+    /// Kept, because a client whose data paths have ended ends too.
+    programmed: watch::Sender<u64>,
 }
 
 impl World {
@@ -126,7 +128,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("mounted")).unwrap();
         std::fs::write(folder.path().join("token"), "first\n").unwrap();
-        Self { folder, patience: None }
+        Self { folder, patience: None, programmed: watch::Sender::new(0) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -155,7 +157,7 @@ impl World {
             proof: Proof::Token(self.path("token")),
             patience: self.patience,
             store,
-            programmed: watch::Sender::new(0).subscribe(),
+            programmed: self.programmed.subscribe(),
             metrics,
             status,
             shutdown,
