@@ -50,23 +50,47 @@ impl<'a> ByTokens<'a> {
         let folder = it.cluster.world.run.folder.join(format!("trust-{}", it.path().name()));
         let all = Self { it, kube, folder };
         it.cluster.kill_controller(0)?;
+        all.forget()?;
         for node in &it.cluster.world.nodes {
             fs::create_dir_all(all.mounted(node))?;
             kube.proxy_pod(&node.name)?;
             all.give(node, &all.token(node, AUDIENCE)?)?;
-            all.restart(node)?;
+            all.start_proxy(node)?;
         }
         for replica in 0..2 {
             it.cluster.start_controller_by_tokens(replica, address(15_410, replica))?;
         }
         until("both replicas are in the ConfigMap", CONNECTED, || all.lists(15_410))?;
         for node in &it.cluster.world.nodes {
-            let connected = metrics::proxy(node)?.sum("sheave_stream_connected", &[]);
-            ensure!(connected == 0.0, "{} found a replica without any file", node.name);
+            until("the proxy runs, and finds no replica without any file", CONNECTED, || {
+                let connected = metrics::proxy(node)?.sum("sheave_stream_connected", &[]);
+                ensure!(connected == 0.0, "{} has a stream", node.name);
+                Ok(())
+            })?;
             all.mount(node)?;
             all.connected(node)?;
         }
         Ok(all)
+    }
+
+    /// Takes away what an earlier case has left of trust, while no controller runs.
+    fn forget(&self) -> Result<()> {
+        for (kind, name) in [("ConfigMap", "sheave-discovery"), ("Secret", "sheave-ca")] {
+            if self.kube.api.read(kind, SYSTEM, name).is_ok() {
+                self.kube.api.delete(kind, SYSTEM, name, 0)?;
+            }
+        }
+        if self.folder.exists() {
+            fs::remove_dir_all(&self.folder)?;
+        }
+        for node in &self.it.cluster.world.nodes {
+            self.it.cluster.kill_proxy(node)?;
+            let remembered = node.state.join("discovery");
+            if remembered.exists() {
+                fs::remove_file(remembered)?;
+            }
+        }
+        Ok(())
     }
 
     /// Everything as it was before the case.
@@ -117,6 +141,10 @@ impl<'a> ByTokens<'a> {
 
     fn restart(&self, node: &Node) -> Result<()> {
         self.it.cluster.kill_proxy(node)?;
+        self.start_proxy(node)
+    }
+
+    fn start_proxy(&self, node: &Node) -> Result<()> {
         let token = self.folder.join(&node.name).join("token");
         self.it.cluster.start_proxy_by_token(node, &self.mounted(node), &token)
     }
