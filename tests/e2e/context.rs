@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -20,7 +21,8 @@ use sheave_harness::source::Folder;
 use sheave_harness::wait::until;
 use sheave_harness::world::Node;
 
-use crate::check::SOON;
+/// A snapshot is saved at the lowest priority, which on a busy machine takes its time.
+const SAVED: Duration = Duration::from_secs(40);
 
 /// Each case takes its addresses from here, so that no case meets what another left behind.
 static NEXT: AtomicU16 = AtomicU16::new(10);
@@ -161,7 +163,7 @@ impl Context {
     /// Waits until every node's snapshot on disk has this case's Services; it is written at most once a second.
     pub(crate) fn saved(&self) -> Result<()> {
         let wanted = self.namespace.as_bytes();
-        until("the case's Services are in every snapshot on disk", SOON, || {
+        until("the case's Services are in every snapshot on disk", SAVED, || {
             for node in &self.cluster.world.nodes {
                 let files = fs::read_dir(&node.state)?.flatten().map(|entry| entry.path());
                 let has = |path: PathBuf| {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use imbl::OrdMap;
 use sheave_model::{ClusterFacts, ContentHash, NodeFacts, ServiceKey, ServiceState, Snapshot};
@@ -15,7 +15,8 @@ use crate::supervise::Shutdown;
 
 /// Shortest time from one save to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The pause after a save is at least this many times as long as the save took.
+/// The pause after a save is at least this many times as long as the time of a core that it took; how long it waited for one
+/// doesn't count, or a busy node would hardly ever save.
 const PAUSE_FACTOR: u32 = 20;
 /// A file that nothing changed in is written anew after this time, so that its age says when this node was last in touch.
 const REFRESH: Duration = Duration::from_secs(600);
@@ -23,7 +24,7 @@ const REFRESH: Duration = Duration::from_secs(600);
 /// How soon a save has to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Haste {
-    /// When nothing else wants the core: encoding 10,000 endpoints must not hold up the change that follows.
+    /// Behind whatever else wants the core: encoding 10,000 endpoints must not hold up the change that follows.
     Low,
     /// Now, since the program ends.
     Normal,
@@ -113,12 +114,12 @@ impl Keeper {
     /// Saves; returns whether it could, and how long to wait before the next time.
     async fn save_now(&self, snapshot: Arc<Snapshot>, haste: Haste) -> (bool, Duration) {
         let (path, identity, confirmed) = (self.path.clone(), self.identity.clone(), (self.confirmed)());
-        let started = Instant::now();
         let work = move || {
             if haste == Haste::Low {
                 crate::sys::lower_priority();
             }
-            save(&path, &snapshot, &identity, confirmed)
+            let saved = save(&path, &snapshot, &identity, confirmed);
+            saved.map(|()| crate::sys::thread_cpu_time())
         };
         let wait = move || {
             // A thread of its own, since a thread may not get its priority back.
@@ -130,7 +131,7 @@ impl Keeper {
             self.metrics.disk_errors.inc();
             tracing::warn!(file = %self.path.display(), %error, "the snapshot can't be saved; is the disk full?");
         }
-        (saved.is_ok(), INTERVAL.max(started.elapsed() * PAUSE_FACTOR))
+        (saved.is_ok(), INTERVAL.max(saved.unwrap_or_default() * PAUSE_FACTOR))
     }
 }
 

@@ -116,6 +116,7 @@ impl Running {
             }
             return;
         }
+        report.resent += u64::from(answer.millis >= 1000.0);
         if delay > report.longest {
             report.longest = delay;
             report.longest_at = nanos(due);

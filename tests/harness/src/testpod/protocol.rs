@@ -227,6 +227,8 @@ pub struct LoadReport {
     pub longest: f64,
     /// When the slowest was due, in nanoseconds of the monotonic clock.
     pub longest_at: u64,
+    /// How many took a second or more from their own beginning: the time after which a SYN is sent again (RFC 6298).
+    pub resent: u64,
     /// By server.
     pub servers: BTreeMap<String, Span>,
     /// The first failures, in words.
