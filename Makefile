@@ -61,7 +61,7 @@ cluster-down: ## End what cluster-up left running
 e2e-cluster: ## End to end on the cluster that is up; CASES=part-of-a-name
 	@cargo build --locked $(BINARIES)
 	@tests/cluster/images && tests/cluster/load target/images/testpod.tar
-	@tests/cluster/in world target/debug/sheave-e2e-cluster --cases '$(CASES)' || { tests/cluster/collect; exit 1; }
+	@tests/cluster/in world "$(CURDIR)/target/debug/sheave-e2e-cluster" --cases '$(CASES)' || { tests/cluster/collect; exit 1; }
 
 bench-quick: ## The limits we hold ourselves to, measured here in under ten minutes
 	@.ci/setup build run bench kube
