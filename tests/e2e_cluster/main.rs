@@ -5,15 +5,12 @@
 //! `localhost/testpod:dev`, and are commanded over unix sockets on the nodes' disks, so that no command depends on what is tested.
 #![expect(clippy::print_stdout, reason = "a test program reports on standard output")]
 
-mod check;
 mod context;
 mod dns;
-mod fixture;
 mod load_balancer;
 mod pages;
 mod rollout;
 mod services;
-mod workload;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,6 +18,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
+use sheave_harness::kubelets::{check, fixture, workload}; // the cases' parts, by the names that they use
 use sheave_harness::testpod;
 
 use crate::context::{Case, Context};

@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod deployment;
 pub mod kube;
+pub mod kubelets;
 pub mod metrics;
 pub mod netns;
 pub mod objects;

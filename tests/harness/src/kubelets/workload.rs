@@ -5,38 +5,39 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use sheave_harness::agent::Agent;
-use sheave_harness::kube::Api;
-use sheave_harness::testpod::protocol::Kind;
-use sheave_harness::wait::until;
+
+use crate::agent::Agent;
+use crate::kube::Api;
+use crate::testpod::protocol::Kind;
+use crate::wait::until;
 
 /// Folder of control sockets, in a node's folder and in every test pod.
-pub(crate) const AGENTS: &str = "agents";
+pub const AGENTS: &str = "agents";
 /// What a server pod listens on.
-pub(crate) const SERVERS: &[(Kind, u16)] = &[(Kind::Tcp, 8080), (Kind::Http, 8000), (Kind::Udp, 5353)];
+pub const SERVERS: &[(Kind, u16)] = &[(Kind::Tcp, 8080), (Kind::Http, 8000), (Kind::Udp, 5353)];
 /// A Deployment of ten on a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 
 /// A pod of ours, as the API server knows it.
 #[derive(Clone, Debug)]
-pub(crate) struct TestPod {
+pub struct TestPod {
     /// Its name, which its servers answer with.
-    pub(crate) name: String,
+    pub name: String,
     /// Its node.
-    pub(crate) node: String,
+    pub node: String,
     /// Whether it is Ready and not being deleted.
-    pub(crate) ready: bool,
+    pub ready: bool,
 }
 
 impl TestPod {
     /// The test's end of it.
-    pub(crate) fn agent(&self, state: &Path) -> Agent {
+    pub fn agent(&self, state: &Path) -> Agent {
         Agent::attach(&self.name, &state.join(&self.node).join(AGENTS).join(&self.name))
     }
 }
 
 /// The pods with the label `app: NAME`.
-pub(crate) fn pods(api: &Api, namespace: &str, app: &str) -> Result<Vec<TestPod>> {
+pub fn pods(api: &Api, namespace: &str, app: &str) -> Result<Vec<TestPod>> {
     let list = api.get(&format!("/api/v1/namespaces/{namespace}/pods?labelSelector=app%3D{app}"))?;
     let pod = |object: &Value| {
         let conditions = object["status"]["conditions"].as_array();
@@ -51,7 +52,7 @@ pub(crate) fn pods(api: &Api, namespace: &str, app: &str) -> Result<Vec<TestPod>
 }
 
 /// Makes a namespace, and waits for what every pod in it needs.
-pub(crate) fn namespace(api: &Api, name: &str) -> Result<()> {
+pub fn namespace(api: &Api, name: &str) -> Result<()> {
     api.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}))?;
     until("the namespace's service account", Duration::from_secs(20), || {
         api.read("ServiceAccount", name, "default").map(drop)
@@ -60,9 +61,8 @@ pub(crate) fn namespace(api: &Api, name: &str) -> Result<()> {
 
 /// A pod that runs the test pod's program with these servers. As process 1 it goes on after SIGTERM until its grace of five
 /// seconds ends, as a server does that drains.
-pub(crate) fn pod_template(app: &str, servers: &[(Kind, u16)]) -> Value {
-    let mut arguments =
-        vec![sheave_harness::testpod::ARGUMENT.to_owned(), format!("/{AGENTS}/$(NAME)"), "$(NAME)".to_owned()];
+pub fn pod_template(app: &str, servers: &[(Kind, u16)]) -> Value {
+    let mut arguments = vec![crate::testpod::ARGUMENT.to_owned(), format!("/{AGENTS}/$(NAME)"), "$(NAME)".to_owned()];
     arguments.extend(servers.iter().map(|(kind, port)| format!("{}:{port}", kind.name())));
     let mut container = json!({
         "name": "main", "image": "localhost/testpod:dev", "imagePullPolicy": "Never", "args": arguments,
@@ -83,7 +83,7 @@ pub(crate) fn pod_template(app: &str, servers: &[(Kind, u16)]) -> Value {
 }
 
 /// A Deployment of server pods, spread over the nodes.
-pub(crate) struct Deployment<'a> {
+pub struct Deployment<'a> {
     api: &'a Api,
     namespace: &'a str,
     name: &'a str,
@@ -91,7 +91,7 @@ pub(crate) struct Deployment<'a> {
 
 impl<'a> Deployment<'a> {
     /// Makes one, and waits until all of it is ready.
-    pub(crate) fn start(api: &'a Api, namespace: &'a str, name: &'a str, replicas: usize) -> Result<Self> {
+    pub fn start(api: &'a Api, namespace: &'a str, name: &'a str, replicas: usize) -> Result<Self> {
         let mut template = pod_template(name, SERVERS);
         let spread = json!({"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
             "labelSelector": {"matchLabels": {"app": name}}, "matchLabelKeys": ["pod-template-hash"]});
@@ -107,17 +107,17 @@ impl<'a> Deployment<'a> {
     }
 
     /// The ready pods' names.
-    pub(crate) fn names(&self) -> Result<Vec<String>> {
+    pub fn names(&self) -> Result<Vec<String>> {
         Ok(self.pods()?.into_iter().filter(|pod| pod.ready).map(|pod| pod.name).collect())
     }
 
     /// All its pods, those that are on their way out among them.
-    pub(crate) fn pods(&self) -> Result<Vec<TestPod>> {
+    pub fn pods(&self) -> Result<Vec<TestPod>> {
         pods(self.api, self.namespace, self.name)
     }
 
     /// Waits until its pods are these many, all of them ready and of the newest template.
-    pub(crate) fn wait(&self, replicas: usize) -> Result<()> {
+    pub fn wait(&self, replicas: usize) -> Result<()> {
         until(&format!("{replicas} pods of {}", self.name), READY_WITHIN, || {
             let object = self.api.read("Deployment", self.namespace, self.name)?;
             let status = &object["status"];
@@ -131,13 +131,13 @@ impl<'a> Deployment<'a> {
     }
 
     /// Another number of replicas; returns when they are there.
-    pub(crate) fn scale(&self, replicas: usize) -> Result<()> {
+    pub fn scale(&self, replicas: usize) -> Result<()> {
         self.api.patch("Deployment", self.namespace, self.name, "", &json!({"spec": {"replicas": replicas}}))?;
         self.wait(replicas)
     }
 
     /// Starts a rollout: every pod is replaced.
-    pub(crate) fn restart(&self, mark: &str) -> Result<()> {
+    pub fn restart(&self, mark: &str) -> Result<()> {
         let template = json!({"metadata": {"annotations": {"e2e/restarted": mark}}});
         self.api.patch("Deployment", self.namespace, self.name, "", &json!({"spec": {"template": template}}))
     }

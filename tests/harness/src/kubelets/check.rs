@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use sheave_harness::agent::Agent;
-use sheave_harness::testpod::protocol::{Answer, Ask, How, Kind, Outcome};
-use sheave_harness::wait::until;
+
+use crate::agent::Agent;
+use crate::testpod::protocol::{Answer, Ask, How, Kind, Outcome};
+use crate::wait::until;
 
 /// A change reaches every node well within this, on a loaded machine.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(20);
 /// Questions until each of a few servers must have answered: with five chosen at random, all but one in 10^12 rows of questions
 /// find each of them.
 const ENOUGH: u64 = 130;
@@ -19,13 +20,13 @@ const ENOUGH: u64 = 130;
 const SILENCE: u64 = 500;
 
 /// A question of this kind, in the ordinary way.
-pub(crate) fn question(kind: Kind, target: SocketAddr) -> Ask {
+pub fn question(kind: Kind, target: SocketAddr) -> Ask {
     let ask = Ask::new(kind, target);
     if kind == Kind::Udp { Ask { how: How::Unconnected, say: "ping".into(), ..ask } } else { ask }
 }
 
 /// Waits until exactly `names` answer, all of them and nobody else; then insists on it.
-pub(crate) fn served_by(agent: &Agent, kind: Kind, target: SocketAddr, names: &[String]) -> Result<()> {
+pub fn served_by(agent: &Agent, kind: Kind, target: SocketAddr, names: &[String]) -> Result<()> {
     let ask = question(kind, target);
     let what = format!("{} asks {} {target} and is served by {names:?}", agent.name(), kind.name());
     let hasty = Ask { patience: SILENCE, ..ask.clone() };
@@ -52,7 +53,7 @@ fn all_answer(agent: &Agent, ask: &Ask, names: &[String]) -> Result<()> {
 }
 
 /// The server's name, when one answered.
-pub(crate) fn server(agent: &Agent, answer: &Answer) -> Result<String> {
+pub fn server(agent: &Agent, answer: &Answer) -> Result<String> {
     match (&answer.outcome, &answer.server) {
         (Outcome::Served, Some(server)) => Ok(server.clone()),
         _ => bail!("{}: {answer:?}", agent.name()),
@@ -60,7 +61,7 @@ pub(crate) fn server(agent: &Agent, answer: &Answer) -> Result<String> {
 }
 
 /// Waits for this outcome, and insists on it.
-pub(crate) fn ends_in(agent: &Agent, kind: Kind, target: SocketAddr, outcome: &Outcome) -> Result<()> {
+pub fn ends_in(agent: &Agent, kind: Kind, target: SocketAddr, outcome: &Outcome) -> Result<()> {
     let mut ask = question(kind, target);
     if *outcome == Outcome::Dropped {
         ask.patience = SILENCE;
@@ -76,7 +77,7 @@ pub(crate) fn ends_in(agent: &Agent, kind: Kind, target: SocketAddr, outcome: &O
 }
 
 /// Waits until nobody answers there any more, however that shows, and insists on it.
-pub(crate) fn unserved(agent: &Agent, target: SocketAddr) -> Result<()> {
+pub fn unserved(agent: &Agent, target: SocketAddr) -> Result<()> {
     let ask = Ask { patience: SILENCE, ..question(Kind::Tcp, target) };
     let once = || {
         let answer = agent.ask(&ask)?;

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use sheave_harness::agent::Agent;
-use sheave_harness::kube::Api;
-use sheave_harness::wait::until;
 
-use crate::workload::{self, AGENTS};
+use super::workload::{self, AGENTS};
+use crate::agent::Agent;
+use crate::kube::Api;
+use crate::wait::until;
 
 /// Where the shared clients live.
 const NAMESPACE: &str = "e2e-clients";
@@ -19,32 +19,32 @@ const NAMESPACE: &str = "e2e-clients";
 const PODS_WITHIN: Duration = Duration::from_secs(60);
 
 /// A node, and the clients on it.
-pub(crate) struct Node {
+pub struct Node {
     /// Its name.
-    pub(crate) name: String,
+    pub name: String,
     /// Its addresses, IPv4 first.
-    pub(crate) addresses: [IpAddr; 2],
+    pub addresses: [IpAddr; 2],
     /// A pod of it.
-    pub(crate) pod: Agent,
+    pub pod: Agent,
     /// A pod on its own network.
-    pub(crate) host: Agent,
+    pub host: Agent,
 }
 
 /// Everything that outlives a case.
-pub(crate) struct Fixture {
+pub struct Fixture {
     /// An administrator's client.
-    pub(crate) api: Api,
+    pub api: Api,
     /// The nodes, by name.
-    pub(crate) nodes: Vec<Node>,
+    pub nodes: Vec<Node>,
     /// A machine that is no node.
-    pub(crate) outside: Agent,
+    pub outside: Agent,
     /// The cluster's folder.
-    pub(crate) state: PathBuf,
+    pub state: PathBuf,
 }
 
 impl Fixture {
     /// Starts a client of each kind on every node, and waits for them.
-    pub(crate) fn start(state: &Path) -> Result<Self> {
+    pub fn start(state: &Path) -> Result<Self> {
         let state = state.canonicalize().context("the cluster's folder; run: make cluster-up")?;
         let api = Api::from_kubeconfig(&state.join("admin.kubeconfig"))?;
         workload::namespace(&api, NAMESPACE)?;
@@ -103,7 +103,7 @@ fn daemon_set(name: &str, on_host: bool) -> Value {
 fn outside(state: &Path) -> Result<Agent> {
     let sockets = state.join("run").join(AGENTS);
     std::fs::create_dir_all(&sockets)?;
-    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/in"));
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../cluster/in"));
     command.arg("outside");
     Agent::start_by("outside", command, &[], &sockets)
 }
