@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use sheave_harness::agent::Agent;
+use sheave_harness::cluster::DataPath;
 pub(crate) use sheave_harness::kubelets::service::{Service, addresses};
 
 use crate::fixture::{Fixture, Node};
@@ -13,6 +14,27 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     /// Tries it; both families inside.
     pub(crate) run: fn(&Context<'_>) -> Result<()>,
+    /// Whether it is about the product itself, and not about what anything that serves Services must do.
+    pub(crate) of_sheave: bool,
+    /// Whether it is left to `make e2e-cluster`, and not part of `make test`.
+    pub(crate) long: bool,
+}
+
+/// A case that holds whatever serves the cluster's Services.
+pub(crate) const fn case(name: &'static str, run: fn(&Context<'_>) -> Result<()>) -> Case {
+    Case { name, run, of_sheave: false, long: false }
+}
+
+/// A case about the product.
+pub(crate) const fn sheave(name: &'static str, run: fn(&Context<'_>) -> Result<()>) -> Case {
+    Case { name, run, of_sheave: true, long: false }
+}
+
+impl Case {
+    /// Left to `make e2e-cluster`.
+    pub(crate) const fn long(self) -> Self {
+        Self { long: true, ..self }
+    }
 }
 
 /// What a case is given.
@@ -21,12 +43,14 @@ pub(crate) struct Context<'a> {
     pub(crate) fixture: &'a Fixture,
     /// The case's own namespace.
     pub(crate) namespace: String,
+    /// The data path that every proxy was told to take; none where something else serves Services.
+    pub(crate) path: Option<DataPath>,
 }
 
 impl<'a> Context<'a> {
     /// For a case in this namespace.
-    pub(crate) fn new(fixture: &'a Fixture, namespace: String) -> Self {
-        Self { fixture, namespace }
+    pub(crate) fn new(fixture: &'a Fixture, namespace: String, path: Option<DataPath>) -> Self {
+        Self { fixture, namespace, path }
     }
 
     /// Makes the namespace.

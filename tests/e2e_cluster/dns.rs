@@ -7,13 +7,13 @@ use sheave_harness::testpod::protocol::{Kind, Outcome};
 use sheave_harness::wait::until;
 
 use crate::check::{self, SOON};
-use crate::context::{Case, Context};
+use crate::context::{Case, Context, case};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { name: "pods_on_every_node_find_a_service_by_its_names", run: names },
-    Case { name: "pods_on_every_node_reach_a_service_by_its_name", run: by_name },
-    Case { name: "a_headless_service_names_its_pods", run: headless },
-    Case { name: "pods_on_every_node_reach_the_kubernetes_service", run: kubernetes },
+    case("pods_on_every_node_find_a_service_by_its_names", names),
+    case("pods_on_every_node_reach_a_service_by_its_name", by_name),
+    case("a_headless_service_names_its_pods", headless),
+    case("pods_on_every_node_reach_the_kubernetes_service", kubernetes),
 ];
 
 fn names(it: &Context<'_>) -> Result<()> {

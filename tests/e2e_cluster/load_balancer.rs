@@ -7,12 +7,12 @@ use sheave_harness::testpod::protocol::{Kind, Outcome};
 use sheave_harness::wait::until;
 
 use crate::check::{self, SOON};
-use crate::context::{Case, Context, addresses};
+use crate::context::{Case, Context, addresses, case};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { name: "a_load_balancers_address_reaches_pods_on_every_node_from_outside", run: outside },
-    Case { name: "a_load_balancers_address_is_reached_from_inside", run: inside },
-    Case { name: "a_closed_port_of_a_load_balancer_is_silent", run: closed },
+    case("a_load_balancers_address_reaches_pods_on_every_node_from_outside", outside),
+    case("a_load_balancers_address_is_reached_from_inside", inside),
+    case("a_closed_port_of_a_load_balancer_is_silent", closed),
 ];
 
 /// The addresses that the cloud wrote.

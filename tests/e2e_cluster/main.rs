@@ -5,19 +5,30 @@
 //! `localhost/testpod:dev`, and are commanded over unix sockets on the nodes' disks, so that no command depends on what is tested.
 #![expect(clippy::print_stdout, reason = "a test program reports on standard output")]
 
+mod bootstrap;
 mod context;
 mod dns;
+mod faults;
 mod load_balancer;
+mod nodes;
 mod pages;
 mod rollout;
 mod services;
+mod serving;
+mod shell;
+mod switch;
+mod traffic;
+mod upgrade;
+mod webhook;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
+use sheave_harness::cluster::DataPath;
+use sheave_harness::kubelets::fixture::Fixture;
 use sheave_harness::kubelets::{check, fixture, workload}; // the cases' parts, by the names that they use
 use sheave_harness::testpod;
 
@@ -29,6 +40,12 @@ struct Arguments {
     /// Only cases whose name contains one of these parts (separated by commas).
     #[arg(long, default_value = "")]
     cases: String,
+    /// Data paths to run them on, where Sheave serves Services.
+    #[arg(long, default_value = "ebpf,userspace")]
+    paths: String,
+    /// Leave the long cases out, and say which they are.
+    #[arg(long)]
+    short: bool,
     /// Name the cases and run none.
     #[arg(long)]
     list: bool,
@@ -37,10 +54,55 @@ struct Arguments {
     state: PathBuf,
 }
 
-/// Every case of every topic, in the order of the run.
+/// Every case of every topic, in the order of the run: what takes Sheave away and installs it again comes last.
 fn table() -> impl Iterator<Item = &'static Case> {
-    let topics: [&[Case]; 5] = [dns::CASES, services::CASES, load_balancer::CASES, rollout::CASES, pages::CASES];
+    let topics: [&[Case]; 10] = [
+        dns::CASES,
+        services::CASES,
+        load_balancer::CASES,
+        webhook::CASES,
+        rollout::CASES,
+        upgrade::CASES,
+        faults::CASES,
+        nodes::CASES,
+        bootstrap::CASES,
+        pages::CASES,
+    ];
     topics.into_iter().flatten()
+}
+
+/// The data paths in a list; one that nobody takes where something else than Sheave serves.
+fn paths(list: &str, fixture: &Fixture) -> Result<Vec<Option<DataPath>>> {
+    if !serving::is_sheave(fixture)? {
+        return Ok(vec![None]);
+    }
+    let named = |name: &str| match name {
+        "ebpf" => Ok(Some(DataPath::Ebpf)),
+        "userspace" => Ok(Some(DataPath::Userspace)),
+        _ => bail!("--paths {name}: choose from ebpf,userspace"),
+    };
+    list.split(',').map(str::trim).map(named).collect()
+}
+
+/// Runs a case, and says how it ended.
+fn run(fixture: &Fixture, case: &Case, number: usize, path: Option<DataPath>) -> Result<(), String> {
+    let start = Instant::now();
+    let name = match path {
+        Some(path) => format!("{} x {}", case.name, path.name()),
+        None => case.name.to_owned(),
+    };
+    let context = Context::new(fixture, format!("e2e-{}-{number}", std::process::id()), path);
+    let result = context.prepare().and_then(|()| (case.run)(&context));
+    let result = context.forget().and(result.as_ref().map(drop).map_err(|error| anyhow::anyhow!("{error:#}")));
+    let seconds = start.elapsed().as_secs_f64();
+    match result {
+        Ok(()) => println!("{name} ... ok ({seconds:.1} s)"),
+        Err(error) => {
+            println!("{name} ... FAILED ({seconds:.1} s)\n    {error:#}");
+            return Err(name);
+        }
+    }
+    Ok(())
 }
 
 fn main() -> Result<ExitCode> {
@@ -48,28 +110,34 @@ fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let wanted: Vec<_> = arguments.cases.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     let chosen = |case: &&Case| wanted.is_empty() || wanted.iter().any(|part| case.name.contains(part));
-    let cases: Vec<_> = table().filter(chosen).collect();
+    let (cases, left): (Vec<_>, Vec<_>) = table().filter(chosen).partition(|case| !(arguments.short && case.long));
     if arguments.list {
         cases.iter().for_each(|case| println!("{}", case.name));
         return Ok(ExitCode::SUCCESS);
     }
-    let fixture = fixture::Fixture::start(&arguments.state)?;
-    let mut failed = Vec::new();
-    for (number, case) in cases.iter().enumerate() {
-        let start = Instant::now();
-        let context = Context::new(&fixture, format!("e2e-{}-{number}", std::process::id()));
-        let result = context.prepare().and_then(|()| (case.run)(&context));
-        let result = context.forget().and(result.as_ref().map(drop).map_err(|error| anyhow::anyhow!("{error:#}")));
-        let seconds = start.elapsed().as_secs_f64();
-        match result {
-            Ok(()) => println!("{} ... ok ({seconds:.1} s)", case.name),
-            Err(error) => {
-                println!("{} ... FAILED ({seconds:.1} s)\n    {error:#}", case.name);
-                failed.push(case.name);
+    let fixture = Fixture::start(&arguments.state)?;
+    let paths = paths(&arguments.paths, &fixture)?;
+    let (mut passed, mut failed) = (0, Vec::new());
+    for path in &paths {
+        if let Some(path) = path {
+            serving::choose(&fixture, *path)?;
+        }
+        for case in &cases {
+            if case.of_sheave && path.is_none() {
+                println!("{} ... left out: Sheave doesn't serve here", case.name);
+                continue;
+            }
+            match run(&fixture, case, passed + failed.len(), *path) {
+                Ok(()) => passed += 1,
+                Err(name) => failed.push(name),
             }
         }
     }
+    if paths != [None] {
+        serving::choose(&fixture, DataPath::Auto)?;
+    }
+    left.iter().for_each(|case| println!("left to `make e2e-cluster`: {}", case.name));
     failed.iter().for_each(|name| println!("failed: {name}"));
-    println!("{} passed, {} failed", cases.len() - failed.len(), failed.len());
+    println!("{passed} passed, {} failed", failed.len());
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -7,9 +7,9 @@ use sheave_harness::agent::Agent;
 use sheave_harness::testpod::protocol::{Kind, LoadReport};
 
 use crate::check;
-use crate::context::{Case, Context};
+use crate::context::{Case, Context, case};
 
-pub(crate) const CASES: &[Case] = &[Case { name: "a_rollout_under_load_fails_no_connection", run: rollout }];
+pub(crate) const CASES: &[Case] = &[case("a_rollout_under_load_fails_no_connection", rollout)];
 
 /// Pods that are replaced; as many as two nodes of this size carry twice over.
 const REPLICAS: usize = 6;

@@ -6,14 +6,14 @@ use anyhow::{Result, ensure};
 use sheave_harness::testpod::protocol::{Kind, Outcome};
 
 use crate::check;
-use crate::context::{Case, Context};
+use crate::context::{Case, Context, case};
 
 pub(crate) const CASES: &[Case] = &[
-    Case { name: "a_cluster_ip_reaches_pods_on_every_node_from_everywhere_inside", run: cluster_ip },
-    Case { name: "a_node_port_of_every_node_reaches_pods_on_all_from_outside", run: node_port },
-    Case { name: "a_node_port_is_reached_from_inside", run: node_port_inside },
-    Case { name: "a_service_scaled_to_zero_refuses_and_serves_again", run: scaled_to_zero },
-    Case { name: "a_deleted_service_is_no_longer_served", run: deleted },
+    case("a_cluster_ip_reaches_pods_on_every_node_from_everywhere_inside", cluster_ip),
+    case("a_node_port_of_every_node_reaches_pods_on_all_from_outside", node_port),
+    case("a_node_port_is_reached_from_inside", node_port_inside),
+    case("a_service_scaled_to_zero_refuses_and_serves_again", scaled_to_zero),
+    case("a_deleted_service_is_no_longer_served", deleted),
 ];
 
 fn cluster_ip(it: &Context<'_>) -> Result<()> {

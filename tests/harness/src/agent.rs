@@ -110,6 +110,11 @@ impl Agent {
         self.call(&Request::Listen { kind, port })
     }
 
+    /// Opens an admission webhook with this certificate and key (PEM).
+    pub fn admit(&self, port: u16, certificate: &str, key: &str) -> Result<()> {
+        self.call(&Request::Admit { port, certificate: certificate.to_owned(), key: key.to_owned() })
+    }
+
     /// What its servers have noted.
     pub fn records(&self) -> Result<Vec<Record>> {
         self.call(&Request::Records)

@@ -1,7 +1,7 @@
 //! A real API server and its etcd in the test world, and what a kubelet, a cloud and an operator write to them.
 
 mod api;
-mod certificates;
+pub mod certificates;
 pub(crate) mod http;
 mod tokens;
 mod watch;

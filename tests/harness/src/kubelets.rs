@@ -3,5 +3,6 @@
 
 pub mod check;
 pub mod fixture;
+pub mod page;
 pub mod service;
 pub mod workload;

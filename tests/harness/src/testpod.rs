@@ -3,6 +3,7 @@
 //! It is the harness' own program, started again with [`ARGUMENT`]. Commands come over a unix socket, one JSON line each
 //! way ([`protocol`]); [`crate::agent::Agent`] is the other end.
 
+pub mod admission;
 mod client;
 mod control;
 mod held;

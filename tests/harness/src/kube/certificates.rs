@@ -29,3 +29,14 @@ pub(super) fn write(folder: &Path, address: IpAddr) -> Result<Vec<u8>> {
     fs::write(folder.join("accounts.pub"), accounts.public_key_pem())?;
     Ok(authority_certificate.der().to_vec())
 }
+
+/// A certificate for one DNS name that signs itself, and its key: both PEM.
+///
+/// # Errors
+/// Where the name is none.
+pub fn self_signed(name: &str) -> Result<(String, String)> {
+    let key = KeyPair::generate().context("key")?;
+    let certificate =
+        CertificateParams::new(vec![name.to_owned()]).context("name")?.self_signed(&key).context(name.to_owned())?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}

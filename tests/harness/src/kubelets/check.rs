@@ -27,10 +27,21 @@ pub fn question(kind: Kind, target: SocketAddr) -> Ask {
 
 /// Waits until exactly `names` answer, all of them and nobody else; then insists on it.
 pub fn served_by(agent: &Agent, kind: Kind, target: SocketAddr, names: &[String]) -> Result<()> {
+    served_within(SOON, agent, kind, target, names)
+}
+
+/// [`served_by`], where it may take so long.
+pub fn served_within(
+    deadline: Duration,
+    agent: &Agent,
+    kind: Kind,
+    target: SocketAddr,
+    names: &[String],
+) -> Result<()> {
     let ask = question(kind, target);
     let what = format!("{} asks {} {target} and is served by {names:?}", agent.name(), kind.name());
     let hasty = Ask { patience: SILENCE, ..ask.clone() };
-    until(&what, SOON, || all_answer(agent, &hasty, names))?;
+    until(&what, deadline, || all_answer(agent, &hasty, names))?;
     all_answer(agent, &ask, names).with_context(|| format!("{what}, once, but then not"))
 }
 

@@ -92,10 +92,17 @@ pub struct Deployment<'a> {
 impl<'a> Deployment<'a> {
     /// Makes one, and waits until all of it is ready.
     pub fn start(api: &'a Api, namespace: &'a str, name: &'a str, replicas: usize) -> Result<Self> {
-        let mut template = pod_template(name, SERVERS);
         let spread = json!({"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
             "labelSelector": {"matchLabels": {"app": name}}, "matchLabelKeys": ["pod-template-hash"]});
-        template["spec"]["topologySpreadConstraints"] = json!([spread]);
+        Self::with(api, namespace, name, replicas, &json!({"topologySpreadConstraints": [spread]}))
+    }
+
+    /// Makes one whose pods have these fields in their spec (and are not spread), and waits until all of it is ready.
+    pub fn with(api: &'a Api, namespace: &'a str, name: &'a str, replicas: usize, spec: &Value) -> Result<Self> {
+        let mut template = pod_template(name, SERVERS);
+        for (field, value) in spec.as_object().into_iter().flatten() {
+            template["spec"][field] = value.clone();
+        }
         api.apply(&json!({
             "apiVersion": "apps/v1", "kind": "Deployment",
             "metadata": {"name": name, "namespace": namespace},

@@ -15,7 +15,7 @@ use super::held::Held;
 use super::load::Loads;
 use super::protocol::Request;
 use super::server::Servers;
-use super::{client, udp};
+use super::{admission, client, udp};
 
 struct Control {
     servers: Servers,
@@ -66,6 +66,9 @@ impl Control {
     fn answer(&self, request: Request) -> Result<Value> {
         match request {
             Request::Listen { kind, port } => self.servers.listen(kind, port).and_then(value),
+            Request::Admit { port, certificate, key } => {
+                admission::listen(self.servers.name(), port, &certificate, &key).and_then(value)
+            }
             Request::Records => value(self.servers.records()),
             Request::ClearRecords => {
                 self.servers.clear();

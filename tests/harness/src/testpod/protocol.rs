@@ -55,6 +55,15 @@ pub enum Request {
         /// On which port of every address.
         port: u16,
     },
+    /// Opens an admission webhook (HTTPS). Answer: nothing.
+    Admit {
+        /// On which port of every address.
+        port: u16,
+        /// Its certificate, PEM.
+        certificate: String,
+        /// The certificate's key, PEM.
+        key: String,
+    },
     /// What the servers have noted. Answer: `Vec<Record>`.
     Records,
     /// Forgets it. Answer: nothing.

@@ -39,6 +39,10 @@ impl Servers {
         Self { name: name.into(), all: Arc::default() }
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(super) fn records(&self) -> Vec<Record> {
         let record = |(kind, port, counts): &(Kind, u16, Counts)| Record {
             kind: *kind,
