@@ -4,9 +4,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-# For `make e2e`: a part of the cases' names, and the data paths to run them on.
+# For `make e2e` and `make e2e-cluster`: a part of the cases' names, and the data paths to run them on; SHORT=yes leaves out what
+# takes long on the cluster.
 CASES ?=
 PATHS ?= ebpf,userspace
+SHORT ?=
 
 # For `make cluster-up`: how many nodes, and who serves Services: sheave, kube-proxy-nftables or none.
 NODES ?= 2
@@ -58,10 +60,10 @@ cluster-up: ## A real cluster on this machine, left running; NODES=2 PROXY=sheav
 cluster-down: ## End what cluster-up left running
 	@tests/cluster/down
 
-e2e-cluster: ## End to end on the cluster that is up; CASES=part-of-a-name
+e2e-cluster: ## End to end on the cluster that is up; CASES=part-of-a-name PATHS=ebpf,userspace SHORT=yes
 	@cargo build --locked $(BINARIES)
 	@tests/cluster/images && tests/cluster/load target/images/testpod.tar
-	@tests/cluster/in world "$(CURDIR)/target/debug/sheave-e2e-cluster" --cases '$(CASES)' || { tests/cluster/collect; exit 1; }
+	@tests/cluster/in world "$(CURDIR)/target/debug/sheave-e2e-cluster" --cases '$(CASES)' --paths '$(PATHS)' $(if $(SHORT),--short) || { tests/cluster/collect; exit 1; }
 
 bench-quick: ## The limits we hold ourselves to, measured here in under ten minutes
 	@.ci/setup build run bench kube
