@@ -78,9 +78,10 @@ pub(crate) struct RunArgs {
     /// ServiceAccount token that proves which node this is, read anew for each stream.
     #[arg(long, env = "SHEAVE_TOKEN_FILE", value_name = "FILE", requires = "discovery_dir")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Address of the controllers' own Service, for when no replica's address is right.
+    /// Address of the controllers' own Service, for when no replica's address is right; a `$(...)` that the kubelet had nothing
+    /// for, because the Service was not there when the pod started, is none.
     #[arg(long, env = "SHEAVE_DISCOVERY_VIP", value_name = "IP:PORT", requires = "token_file")]
-    pub(crate) discovery_vip: Option<SocketAddr>,
+    pub(crate) discovery_vip: Option<String>,
     /// Ends the program when it has nothing to serve and no replica was known for so long: at a start a kubelet renews a
     /// mounted ConfigMap at once, otherwise about once a minute.
     #[arg(long, env = "SHEAVE_EXIT_WITHOUT_CONTROLLER", value_name = "SECONDS", requires = "discovery_dir")]

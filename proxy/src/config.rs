@@ -31,6 +31,8 @@ pub(crate) enum ConfigError {
     RouteTable(u32),
     #[error("--threads {0} is more than {MAX_THREADS}")]
     Threads(usize),
+    #[error("--discovery-vip {0:?} is not IP:PORT")]
+    DiscoveryVip(String),
     #[error("--controller {0:?} is neither unix:PATH nor IP:PORT")]
     Endpoint(String),
     #[error("--controller names more than {MAX_CONTROLLERS} endpoints")]
@@ -217,7 +219,7 @@ impl TryFrom<RunArgs> for Config {
             tls_dir: args.tls_dir,
             discovery_dir: args.discovery_dir,
             token_file: args.token_file,
-            discovery_vip: args.discovery_vip,
+            discovery_vip: args.discovery_vip.as_deref().and_then(vip).transpose()?,
             exit_without_controller: args.exit_without_controller,
             datapath: args.datapath,
             admin: args.admin,
@@ -226,6 +228,18 @@ impl TryFrom<RunArgs> for Config {
             threads,
         })
     }
+}
+
+/// The kubelet leaves `$(NAME)` where it knows no NAME, and puts no brackets around IPv6.
+fn vip(text: &str) -> Option<Result<SocketAddr, ConfigError>> {
+    if text.starts_with("$(") {
+        return None;
+    }
+    let bare = || {
+        let (ip, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?))
+    };
+    Some(text.parse().ok().or_else(bare).ok_or_else(|| ConfigError::DiscoveryVip(text.to_owned())))
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, ConfigError> {
@@ -258,6 +272,7 @@ mod tests {
             (&["--controller=unix:/x", "--threads=0"], "--threads"),
             (&["--controller=unix:/x", "--log-level=a=b=c"], "--log-level"),
             (&["--controller=unix:"], "--controller"),
+            (&["--discovery-dir=/d", "--token-file=/t", "--discovery-vip=controller:15010"], "--discovery-vip"),
             (&["--controller=somewhere"], "--controller"),
             (&["--controller=10.0.0.1:15010"], "--tls-dir"),
             (&[], "--controller"),
@@ -278,6 +293,10 @@ mod tests {
         let sources = config.sources();
         assert_eq!(sources.remembered.as_deref(), Some(Path::new("/s/discovery")));
         assert!(sources.given.is_empty() && sources.mounted.is_some() && sources.last_resort.is_some());
+        let unexpanded = "--discovery-vip=$(SHEAVE_DISCOVERY_SERVICE_HOST):15010";
+        let config = self::config(&["--discovery-dir=/d", "--token-file=/t", unexpanded]).unwrap();
+        assert!(config.sources().last_resort.is_none(), "the Service was not there yet");
+        assert_eq!(vip("fd00:96::7:15010").unwrap().unwrap(), "[fd00:96::7]:15010".parse().unwrap());
         let by_certificate = self::config(&["--controller=10.0.0.1:15010", "--tls-dir=/t"]).unwrap();
         assert!(matches!(by_certificate.proof(), Proof::Certificate(_)));
         assert!(by_certificate.sources().remembered.is_none());

@@ -136,16 +136,22 @@ fn node_killed(it: &Context<'_>) -> Result<()> {
         [(&stays.pod, service.sockets(80)[0]), (&stays.host, service.sockets(80)[1]), (&it.fixture.outside, node_port)];
     let traffic = Traffic::between(it, &targets, &names)?;
     shell::service(it, "stop", "world", &dies.name)?;
-    let given_up = becomes(it, &dies.name, false, GIVEN_UP).and_then(|()| {
+    let given_up = || -> Result<()> {
+        becomes(it, &dies.name, false, GIVEN_UP)?;
         // Its pods are no endpoints any more, wherever the client is.
-        let here = stage.web.pods()?.into_iter().filter(|pod| pod.node == stays.name).map(|pod| pod.name);
-        let here: Vec<_> = here.collect();
-        check::served_within(CURRENT, &stays.pod, Kind::Tcp, stage.service.sockets(80)[0], &here)
-    });
+        let here = until("its pods are not ready", GIVEN_UP, || {
+            let pods = stage.web.pods()?;
+            ensure!(pods.iter().all(|pod| !pod.ready || pod.node == stays.name), "{pods:?}");
+            Ok(pods.into_iter().filter(|pod| pod.ready).map(|pod| pod.name).collect::<Vec<_>>())
+        })?;
+        std::thread::sleep(CURRENT);
+        check::served_within(Duration::ZERO, &stays.pod, Kind::Tcp, stage.service.sockets(80)[0], &here)
+    };
+    let given_up = given_up();
     shell::service(it, "start", "world", &dies.name)?;
-    given_up?;
     becomes(it, &dies.name, true, STARTED)?;
     clients_answer(it)?;
+    given_up?;
     stage.web.wait(4)?;
     shell::ready(it)?;
     stage.follows(it)?;

@@ -35,7 +35,12 @@ fn look(it: &Context<'_>) -> Result<()> {
     }
     let logs = typed(it, "docs/troubleshooting.md", "logs")?;
     ensure!(logs.lines().filter(|line| line.contains("\"level\"")).count() > 3, "{logs}");
+    let service = it.fixture.api.read("Service", "sheave-system", "sheave-discovery")?;
+    let vip = format!("{}:15010", service["spec"]["clusterIP"].as_str().unwrap_or_default());
     for node in it.nodes() {
+        let config = "curl -s --unix-socket /var/lib/sheave/admin.sock http://proxy/debug/config";
+        let said = shell(it, &node.name, config)?;
+        ensure!(said.contains(&format!("\"discovery_vip\": \"{vip}\"")), "{}: no {vip} in {said}", node.name);
         let said = shell(it, &node.name, &pages::commands("docs/troubleshooting.md", "node")?)?;
         ensure!(said.contains("\"ready\": true") && said.contains("kube-dns"), "{}: {said}", node.name);
         // The manifest's capabilities are enough for eBPF, unless somebody asked for userspace.

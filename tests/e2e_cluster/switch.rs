@@ -40,9 +40,9 @@ fn without_kube_proxy(it: &Context<'_>) -> Result<()> {
 
 /// Removes Sheave as the page says, and looks for what is left on every node with the page's own commands.
 pub(crate) fn remove(it: &Context<'_>) -> Result<()> {
-    for step in ["remove", "clean", "cleaned"] {
-        typed(it, "docs/install.md", step)?;
-    }
+    typed(it, "docs/install.md", "remove")?;
+    typed(it, "docs/install.md", "clean")?;
+    typed(it, "docs/install.md", "cleaned")?;
     for node in it.nodes() {
         for line in sheave_harness::pages::commands("docs/troubleshooting.md", "left")?.lines() {
             let said = shell(it, &node.name, &format!("{line} 2>/dev/null || true"))?;

@@ -76,6 +76,19 @@ fn the_controller_is_nobody_and_the_proxy_has_no_account() {
 }
 
 #[test]
+fn the_proxys_last_resort_is_the_service_of_the_controllers() {
+    for place in PLACES {
+        let objects = kustomize(place);
+        let service = one(&objects, "Service", "sheave-discovery");
+        let links = text(&service["metadata"]["name"]).to_uppercase().replace('-', "_");
+        let proxy = &one(&objects, "DaemonSet", "sheave-proxy")["spec"]["template"]["spec"];
+        let vip = items(&proxy["containers"][0]["env"]).find(|it| it["name"] == "SHEAVE_DISCOVERY_VIP").unwrap();
+        assert_eq!(vip["value"], format!("$({links}_SERVICE_HOST):$({links}_SERVICE_PORT)"), "{place}");
+        assert_eq!(proxy["enableServiceLinks"], true, "{place}: the kubelet would name no Service");
+    }
+}
+
+#[test]
 fn a_rule_names_what_it_is_about() {
     for place in PLACES {
         let objects = kustomize(place);

@@ -58,9 +58,12 @@ pub(crate) fn flag<'a>(container: &'a Value, name: &str) -> &'a str {
     given.or_else(set).unwrap_or_else(|| panic!("{} has neither {name} nor {variable}", container["name"]))
 }
 
+/// What the kubelet sets from the controllers' Service, in pods of its namespace that want service links.
+const SERVICE_LINKS: [&str; 2] = ["SHEAVE_DISCOVERY_SERVICE_HOST", "SHEAVE_DISCOVERY_SERVICE_PORT"];
+
 /// Variables of a container that use another one before it is set: Kubernetes then leaves the reference as it is.
 pub(crate) fn unset(container: &Value) -> Vec<String> {
-    let (mut set, mut wrong) = (Vec::new(), Vec::new());
+    let (mut set, mut wrong) = (SERVICE_LINKS.to_vec(), Vec::new());
     let values = items(&container["env"]).map(|env| (text(&env["name"]), text(&env["value"])));
     let all: Vec<_> = values.chain(strings(&container["args"]).into_iter().map(|argument| ("", argument))).collect();
     for (name, value) in all {

@@ -28,7 +28,7 @@ pub enum Error {
     #[error("this kernel has no BPF (CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF)")]
     NoBpf,
     /// bpf() is not allowed.
-    #[error("BPF is not permitted; run as root or with CAP_BPF and CAP_NET_ADMIN")]
+    #[error("BPF is not permitted; run as root or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")]
     NotPermitted,
     /// Pins of another version are there.
     #[error(

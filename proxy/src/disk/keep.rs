@@ -21,6 +21,9 @@ const PAUSE_FACTOR: u32 = 20;
 /// A file that nothing changed in is written anew after this time, so that its age says when this node was last in touch.
 const REFRESH: Duration = Duration::from_secs(600);
 
+/// A save that failed is tried again after this time, whether or not anything changes: somebody may have made room on the disk.
+const RETRY: Duration = Duration::from_secs(10);
+
 /// How soon a save has to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Haste {
@@ -70,9 +73,10 @@ pub(crate) async fn keep(mut keeper: Keeper) {
             () = tokio::time::sleep(pause) => {}
             _ = shutdown.stopped() => break,
         }
+        let again = tried + if saved.is_some() { REFRESH } else { RETRY };
         tokio::select! {
             changed = keeper.snapshots.changed() => if changed.is_err() { break },
-            () = tokio::time::sleep_until(tried + REFRESH) => {}
+            () = tokio::time::sleep_until(again) => {}
             _ = shutdown.stopped() => break,
         }
     }
@@ -180,6 +184,21 @@ mod tests {
         assert_ne!(second, first);
         tokio::time::sleep(REFRESH).await;
         assert_ne!(number().await, second);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_save_that_failed_is_tried_again_though_nothing_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("not there yet").join("snapshot");
+        let snapshots = watch::Sender::new(Arc::new(Snapshot::default()));
+        let keeper = keeper(&path, &snapshots, &watch::Sender::new(true));
+        let metrics = keeper.metrics.clone();
+        tokio::spawn(keep(keeper));
+        tokio::time::sleep(RETRY * 3).await;
+        assert!((2..=3).contains(&metrics.disk_errors.get()), "{}", metrics.disk_errors.get());
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        tokio::time::sleep(RETRY * 2).await;
+        assert!(path.exists());
     }
 
     #[tokio::test]
