@@ -5,6 +5,7 @@
 //! `localhost/testpod:dev`, and are commanded over unix sockets on the nodes' disks, so that no command depends on what is tested.
 #![expect(clippy::print_stdout, reason = "a test program reports on standard output")]
 
+mod audit;
 mod check;
 mod context;
 mod dns;
@@ -41,7 +42,8 @@ struct Arguments {
 
 /// Every case of every topic, in the order of the run.
 fn table() -> impl Iterator<Item = &'static Case> {
-    let topics: [&[Case]; 5] = [dns::CASES, services::CASES, load_balancer::CASES, rollout::CASES, pages::CASES];
+    let topics: [&[Case]; 6] =
+        [dns::CASES, services::CASES, load_balancer::CASES, rollout::CASES, pages::CASES, audit::CASES];
     topics.into_iter().flatten()
 }
 

@@ -28,7 +28,7 @@ pub(crate) const CASES: &[Case] = &[
 const RATE: u32 = 20;
 
 /// Runs lines in the project's folder, in the world's namespaces or a node's, as a person would.
-fn shell(it: &Context<'_>, place: &str, lines: &str) -> Result<String> {
+pub(crate) fn shell(it: &Context<'_>, place: &str, lines: &str) -> Result<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let config = it.fixture.state.join("admin.kubeconfig");
     let script = format!("set -euo pipefail; export KUBECONFIG={}; {lines}", config.display());
@@ -47,7 +47,7 @@ fn typed(it: &Context<'_>, page: &str, name: &str) -> Result<String> {
     shell(it, "world", &pages::commands(page, name)?).with_context(|| format!("{page}: {name}"))
 }
 
-fn ready(it: &Context<'_>) -> Result<()> {
+pub(crate) fn ready(it: &Context<'_>) -> Result<()> {
     typed(it, "docs/install.md", "wait").map(drop)
 }
 
