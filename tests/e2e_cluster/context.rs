@@ -80,7 +80,8 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    fn read(context: &Context<'_>, name: &str) -> Result<Self> {
+    /// As the API server has it.
+    pub(crate) fn read(context: &Context<'_>, name: &str) -> Result<Self> {
         let object = context.fixture.api.read("Service", &context.namespace, name)?;
         let ports = object["spec"]["ports"].as_array().context("ports")?;
         let node_port = |port: &Value| port["nodePort"].as_u64().and_then(|it| u16::try_from(it).ok());

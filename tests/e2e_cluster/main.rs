@@ -11,6 +11,7 @@ mod context;
 mod dns;
 mod fixture;
 mod load_balancer;
+mod monitoring;
 mod pages;
 mod rollout;
 mod services;
@@ -42,8 +43,15 @@ struct Arguments {
 
 /// Every case of every topic, in the order of the run.
 fn table() -> impl Iterator<Item = &'static Case> {
-    let topics: [&[Case]; 6] =
-        [dns::CASES, services::CASES, load_balancer::CASES, rollout::CASES, pages::CASES, audit::CASES];
+    let topics: [&[Case]; 7] = [
+        dns::CASES,
+        services::CASES,
+        load_balancer::CASES,
+        rollout::CASES,
+        monitoring::CASES,
+        pages::CASES,
+        audit::CASES,
+    ];
     topics.into_iter().flatten()
 }
 

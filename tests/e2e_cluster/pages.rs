@@ -43,7 +43,7 @@ pub(crate) fn shell(it: &Context<'_>, place: &str, lines: &str) -> Result<String
 }
 
 /// Runs a block of a page.
-fn typed(it: &Context<'_>, page: &str, name: &str) -> Result<String> {
+pub(crate) fn typed(it: &Context<'_>, page: &str, name: &str) -> Result<String> {
     shell(it, "world", &pages::commands(page, name)?).with_context(|| format!("{page}: {name}"))
 }
 

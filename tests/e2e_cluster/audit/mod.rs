@@ -55,7 +55,7 @@ fn calls(it: &Context<'_>) -> Result<Vec<Call>> {
     log::calls(&it.fixture.state, ACCOUNTS)
 }
 
-fn all_allowed(calls: &[Call]) -> Result<()> {
+pub(crate) fn all_allowed(calls: &[Call]) -> Result<()> {
     let forbidden: Vec<_> = calls.iter().filter(|call| call.forbidden()).map(Call::to_string).collect();
     ensure!(forbidden.is_empty(), "{} calls were forbidden:\n    {}", forbidden.len(), forbidden.join("\n    "));
     Ok(())
