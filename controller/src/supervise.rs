@@ -71,6 +71,7 @@ async fn watched(
     metrics: &Metrics,
     task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
 ) -> anyhow::Result<()> {
+    metrics.task_panics.with_label_values(&[name]); // from 0 on, so that the first panic is an increase
     let mut alone = JoinSet::new(); // ends the task when the supervisor is dropped
     alone.spawn(task);
     match alone.join_next().await {

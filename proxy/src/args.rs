@@ -95,6 +95,9 @@ pub(crate) struct RunArgs {
     /// Where health alone is served, as kube-proxy does.
     #[arg(long, env = "SHEAVE_HEALTH", value_name = "IP:PORT", default_value = "0.0.0.0:10256")]
     pub(crate) health: SocketAddr,
+    /// Shows kube-proxy's well-known metrics (kubeproxy_...) too, as far as they mean something here.
+    #[arg(long, env = "SHEAVE_COMPAT_METRICS")]
+    pub(crate) compat_metrics: bool,
     /// Addresses on which NodePorts answer [default: the Node's own].
     #[arg(long, env = "SHEAVE_NODE_ADDRESSES", value_name = "IP", value_delimiter = ',')]
     pub(crate) node_addresses: Vec<IpAddr>,

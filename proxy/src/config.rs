@@ -100,6 +100,8 @@ pub(crate) struct Config {
     pub(crate) datapath: Datapath,
     pub(crate) admin: SocketAddr,
     pub(crate) health: SocketAddr,
+    /// Whether kube-proxy's metrics are shown, too.
+    pub(crate) compat_metrics: bool,
     /// Empty: those of the node's facts.
     pub(crate) node_addresses: Vec<IpAddr>,
     pub(crate) threads: usize,
@@ -224,6 +226,7 @@ impl TryFrom<RunArgs> for Config {
             datapath: args.datapath,
             admin: args.admin,
             health: args.health,
+            compat_metrics: args.compat_metrics,
             node_addresses: args.node_addresses,
             threads,
         })

@@ -35,7 +35,7 @@ struct Parts {
 /// Serves until a signal. 0 after SIGTERM, 1 where a part failed, 2 where flags or machine can't work.
 pub(crate) async fn run(config: Config, log_level: LogLevel) -> anyhow::Result<ExitCode> {
     let config = Arc::new(config);
-    let (metrics, status, shutdown) = (Metrics::new()?, Status::default(), Shutdown::new());
+    let (metrics, status, shutdown) = (Metrics::with(config.compat_metrics)?, Status::default(), Shutdown::new());
     let admin = Admin::new(config.clone(), metrics.clone(), status.clone(), log_level, shutdown.clone());
     let supervisor = Supervisor::new(metrics.clone(), shutdown.clone());
     let parts = Parts { config, metrics, status, shutdown, supervisor, admin };
@@ -113,6 +113,12 @@ impl Parts {
         self.supervisor.spawn("health", Policy::Restart, move || {
             freshness.clone().follow(snapshots.clone(), programmed.clone(), complete.clone())
         });
+        if let Some(compat) = self.metrics.compat.clone() {
+            let (snapshots, programmed) = (store.snapshots.clone(), running.programmed.clone());
+            self.supervisor.spawn("compat-metrics", Policy::Restart, move || {
+                compat.clone().follow(snapshots.clone(), programmed.clone())
+            });
+        }
         let keeper = self.start_keeper(&store, identity);
         let client = Client {
             node: self.config.node.name.clone(),

@@ -155,7 +155,11 @@ impl StoreTask {
             Resource::Node(_) | Resource::Cluster(_) => None,
         });
         let changed: Vec<ServiceKey> = changed.collect();
+        let compat = self.metrics.compat.as_ref().map(|compat| (compat, compat.compare(self.store.snapshot(), &delta)));
         let revision = self.store.apply(delta).revision;
+        if let Some((compat, found)) = compat {
+            compat.changed(found, revision);
+        }
         self.tell_conflicts(&changed);
         revision
     }

@@ -88,6 +88,7 @@ impl Supervisor {
         T: Future<Output = ()> + Send + 'static,
     {
         let this = self.clone();
+        this.metrics.task_panics.with_label_values(&[name]); // from 0 on, so that the first panic is an increase
         tokio::spawn(async move {
             loop {
                 let mut task = tokio::spawn(make());

@@ -5,11 +5,13 @@
 //! `localhost/testpod:dev`, and are commanded over unix sockets on the nodes' disks, so that no command depends on what is tested.
 #![expect(clippy::print_stdout, reason = "a test program reports on standard output")]
 
+mod audit;
 mod bootstrap;
 mod context;
 mod dns;
 mod faults;
 mod load_balancer;
+mod monitoring;
 mod nodes;
 mod pages;
 mod rollout;
@@ -56,17 +58,19 @@ struct Arguments {
 
 /// Every case of every topic, in the order of the run: what takes Sheave away and installs it again comes last.
 fn table() -> impl Iterator<Item = &'static Case> {
-    let topics: [&[Case]; 10] = [
+    let topics: [&[Case]; 12] = [
         dns::CASES,
         services::CASES,
         load_balancer::CASES,
         webhook::CASES,
+        monitoring::CASES,
         rollout::CASES,
         upgrade::CASES,
         faults::CASES,
         nodes::CASES,
         bootstrap::CASES,
         pages::CASES,
+        audit::CASES,
     ];
     topics.into_iter().flatten()
 }

@@ -11,6 +11,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
 use super::{Admin, Listener, debug};
+use crate::metrics::Page;
 use crate::status::Source;
 
 /// What every page is made of.
@@ -29,7 +30,14 @@ pub(super) async fn answer<B>(admin: &Admin, listener: &Listener, request: &Requ
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET\n".to_owned());
     }
     match (listener, path) {
-        (_, "/healthz" | "/livez") => health(admin),
+        (_, "/healthz" | "/livez") => {
+            let response = health(admin);
+            if let (Some(compat), Listener::Health(_)) = (&admin.metrics.compat, listener) {
+                let page = if path == "/healthz" { Page::Healthz } else { Page::Livez };
+                compat.answered(page, response.status().as_u16());
+            }
+            response
+        }
         (Listener::Admin(_) | Listener::Socket(_), "/readyz") => ready(admin),
         (Listener::Admin(_) | Listener::Socket(_), "/metrics") => metrics(admin).await,
         (Listener::Socket(_), "/debug/config") => json_page(StatusCode::OK, &json!(*admin.config)),
@@ -75,6 +83,9 @@ async fn metrics(admin: &Admin) -> Response<Body> {
     if let Some(parts) = admin.parts.get() {
         admin.metrics.services.retain(&admin.snapshot());
         join_all(parts.refresh.iter().map(|refresh| refresh())).await;
+    }
+    if let Some(compat) = &admin.metrics.compat {
+        compat.refresh(&admin.snapshot(), &admin.config.node.name);
     }
     if let Some(age) = admin.status.get().age() {
         admin.metrics.snapshot_age.set(age.as_secs_f64());

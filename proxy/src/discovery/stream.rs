@@ -154,7 +154,9 @@ impl<'a> Stream<'a> {
         metrics.acks_pending.set(i64::try_from(self.acks.len()).unwrap_or(i64::MAX));
         if observed > 0 {
             // Two machines' clocks: what seems to come from the future took no time.
-            metrics.programming_latency.observe(unix_nanos().saturating_sub(observed) as f64 / 1e9);
+            let took = Duration::from_nanos(unix_nanos().saturating_sub(observed));
+            metrics.programming_latency.observe(took.as_secs_f64());
+            metrics.compat.iter().for_each(|compat| compat.took(took));
         }
     }
 

@@ -3,6 +3,7 @@
 //! Handles are made once and passed to who counts; there are no statics. Numbers that live elsewhere (kernel maps, ages)
 //! are written into their gauges by `admin` just before a page is made.
 
+pub(crate) mod compat;
 mod service;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use prometheus::{
     TextEncoder,
 };
 
+pub(crate) use compat::{Compat, Page};
 pub(crate) use service::{Direction, Path, PortCounters, Reason, ServiceMetrics};
 
 /// From a controller seeing a change to the data paths having it: 100 us to 60 s, about three steps to a decade.
@@ -69,14 +71,25 @@ pub(crate) struct Metrics {
     pub(crate) disk_errors: IntCounter,
     /// Frontends that more than one Service claims.
     pub(crate) frontends_shadowed: IntGauge,
+    /// kube-proxy's names, where they are asked for.
+    pub(crate) compat: Option<Arc<Compat>>,
 }
 
 impl Metrics {
-    /// All of them, registered.
+    /// All of our own.
+    ///
+    /// # Errors
+    /// As [`Metrics::with`].
+    #[cfg(test)]
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        Self::with(false)
+    }
+
+    /// All of them, registered; kube-proxy's where they are asked for.
     ///
     /// # Errors
     /// None in practice: only if two had one name.
-    pub(crate) fn new() -> prometheus::Result<Self> {
+    pub(crate) fn with(compat: bool) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let services = ServiceMetrics::new(service::LIMIT);
         registry.register(Box::new(service::ServiceCollector::new(services.clone())?))?;
@@ -153,6 +166,7 @@ impl Metrics {
                 "Snapshots and lists of replicas that could not be written to disk.",
             )?,
             frontends_shadowed: gauge("sheave_frontends_shadowed", "Claims on frontends that another Service keeps.")?,
+            compat: if compat { Some(Arc::new(Compat::new(&registry)?)) } else { None },
             registry,
         })
     }
