@@ -5,7 +5,9 @@
 
 mod client;
 mod control;
+mod follow;
 mod held;
+mod hold;
 mod load;
 pub mod protocol;
 mod server;
