@@ -39,8 +39,10 @@ const NAME: &str = "flip";
 const GATE: &str = "bench/flip";
 /// Between two tries to connect.
 const GAP_US: u64 = 1_000;
-/// A connection that gets no answer for so long shows nothing either way.
+/// A connection that gets no answer for so long met silence.
 const SILENCE_MS: u64 = 200;
+/// After the last Service is there, before the first change.
+const CALM: Duration = Duration::from_secs(5);
 /// A change that takes longer is none.
 const WITHIN_MS: u64 = 15_000;
 
@@ -64,6 +66,7 @@ pub(super) fn measure(it: &Context, fixture: &Fixture, namespace: &str) -> Resul
         }
     }
     it.say(&format!("{SERVICES} Services are served"));
+    thread::sleep(CALM);
     let target = address(&it.api, namespace, NAME)?;
     check::unserved(clients[0], target)?;
     let path = format!("/api/v1/namespaces/{namespace}/pods?watch=1&fieldSelector=metadata.name%3D{NAME}");

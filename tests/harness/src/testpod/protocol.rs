@@ -256,7 +256,7 @@ pub struct Follow {
 /// A change that was followed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Followed {
-    /// When the first connection that shows it had ended, in nanoseconds of the monotonic clock.
+    /// When it first showed, in nanoseconds of the monotonic clock.
     pub at: u64,
     /// Connections until then.
     pub tries: u64,
