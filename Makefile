@@ -10,6 +10,9 @@ CASES ?=
 PATHS ?= ebpf,userspace
 SHORT ?=
 
+# For `make bench-cluster`: a part of the rows' names.
+ROWS ?=
+
 # For `make cluster-up`: how many nodes, and who serves Services: sheave, kube-proxy-nftables or none.
 NODES ?= 2
 PROXY ?= sheave
@@ -18,10 +21,10 @@ PROXY ?= sheave
 # that all the debug builds share one build of each dependency.
 BINARIES := --workspace --bins --test tidy
 
-.PHONY: help setup demo demo-up demo-down test check e2e cluster-up cluster-down e2e-cluster bench-quick image
+.PHONY: help setup demo demo-up demo-down test check e2e cluster-up cluster-down e2e-cluster bench-quick bench-cluster image
 
 help: ## Show the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install everything that any target needs
 	@.ci/setup
@@ -69,6 +72,12 @@ bench-quick: ## The limits we hold ourselves to, measured here in under ten minu
 	@.ci/setup build run bench kube
 	@cargo build --locked --release --workspace --bins
 	@KUBEBUILDER_ASSETS="$$(.ci/kube --path)" target/release/sheave-bench quick --json target/bench/quick.json
+
+bench-cluster: ## Limits of a real cluster, with kube-proxy beside us, in under half an hour; ROWS=part-of-a-name
+	@.ci/setup build run bench cluster
+	@cargo build --locked --release --workspace --bins
+	@$(MAKE) --no-print-directory image
+	@trap 'tests/cluster/down --quiet' EXIT; target/release/sheave-bench cluster --json target/bench/cluster.json --rows '$(ROWS)'
 
 image: ## The programs as one OCI archive, static, without a daemon or a registry
 	@.ci/setup build image

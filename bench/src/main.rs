@@ -1,11 +1,12 @@
 //! `sheave-bench`: the limits that Sheave holds itself to, measured in network namespaces on this machine.
 //!
 //! `quick` builds its own clusters by the test harness, measures every row interleaved with what it is compared with,
-//! prints a table and writes JSON. The other subcommands are the processes that it starts in those namespaces: clients, the
+//! prints a table and writes JSON; `cluster` does so on real ones (`tests/cluster`). The other subcommands are the processes that it starts in those namespaces: clients, the
 //! far side and the plain proxy. It knows nothing of how the product works inside.
 
 mod agent;
 mod client;
+mod cluster;
 mod haproxy;
 mod manifests;
 mod plain_proxy;
@@ -44,6 +45,18 @@ enum Command {
         #[arg(long, value_name = "PATTERN", default_value = "")]
         rows: String,
     },
+    /// What only a real cluster shows, with kube-proxy beside us, in under half an hour; fails if a limit does not hold.
+    Cluster {
+        /// Where the result goes.
+        #[arg(long, value_name = "FILE")]
+        json: PathBuf,
+        /// Only rows whose name contains this.
+        #[arg(long, value_name = "PATTERN", default_value = "")]
+        rows: String,
+    },
+    /// Started by `cluster` in a cluster's world: one round.
+    #[command(hide = true)]
+    ClusterRound(cluster::Arguments),
     /// Started by `quick` in a pod: the client.
     #[command(hide = true)]
     Client {
@@ -104,6 +117,8 @@ fn run(command: Command) -> Result<ExitCode> {
             let run = sheave_harness::run::enter()?;
             rows::quick(&run, &json, &rows)
         }
+        Command::Cluster { json, rows } => cluster::run(&json, &rows),
+        Command::ClusterRound(arguments) => cluster::measure(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Client { cpu } => client::run(cpu).map(|()| ExitCode::SUCCESS),
         Command::FarSide { listen, cpu } => server::run(listen, cpu).map(|()| ExitCode::SUCCESS),
         Command::PlainProxy { listen, backend, mark, cpu } => {

@@ -68,7 +68,7 @@ impl Limit {
     }
 
     /// Any other number that must not be larger.
-    const fn at_most(name: &'static str, unit: &'static str, limit: f64) -> Self {
+    pub(crate) const fn at_most(name: &'static str, unit: &'static str, limit: f64) -> Self {
         Self { name, unit, bound: Bound::AtMost, limit }
     }
 
@@ -152,8 +152,9 @@ pub(crate) fn quick(run: &Run, json: &Path, pattern: &str) -> Result<ExitCode> {
     finish(start, json, &rows)
 }
 
+/// Writes the JSON and prints the table; the program's exit code.
 #[expect(clippy::print_stdout, reason = "the table is what this program is run for")]
-fn finish(start: Instant, json: &Path, rows: &[Row]) -> Result<ExitCode> {
+pub(crate) fn finish(start: Instant, json: &Path, rows: &[Row]) -> Result<ExitCode> {
     report::write_json(json, rows)?;
     println!("{}", report::table(rows));
     let failed = rows.iter().filter(|row| !row.holds).count();
@@ -168,6 +169,6 @@ fn finish(start: Instant, json: &Path, rows: &[Row]) -> Result<ExitCode> {
 
 /// Tells whoever waits how far the run is.
 #[expect(clippy::print_stderr, reason = "progress of a program that runs for minutes")]
-fn say(start: Instant, what: &str) {
+pub(crate) fn say(start: Instant, what: &str) {
     eprintln!("bench {:>4} s: {what}", start.elapsed().as_secs());
 }

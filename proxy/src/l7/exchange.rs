@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use pingora_core::protocols::l4::socket::SocketAddr as PeerAddr;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorType, Result};
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::{ProxyHttp, Session};
 use sheave_model::{Frontend, Protocol, Snapshot};
@@ -140,8 +140,8 @@ impl ProxyHttp for Exchange {
             (Some(Denied::NoEndpoint), _) => counters.error(Reason::NoEndpoint),
             (Some(Denied::AllTried), _) => counters.error(Reason::Unreachable),
             (Some(Denied::Busy), _) => counters.error(Reason::Limit),
-            (None, Some(_)) => counters.error(Reason::Broken),
-            (None, None) => {}
+            (None, Some(error)) if *error.esource() != ErrorSource::Downstream => counters.error(Reason::Broken),
+            (None, _) => {}
         }
     }
 }

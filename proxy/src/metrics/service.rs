@@ -45,7 +45,7 @@ pub(crate) enum Reason {
     Timeout,
     /// No backend could be reached for another reason: no route, no memory, no free port.
     Unreachable,
-    /// An established connection ended by an error.
+    /// The backend's leg of an established connection ended by an error.
     Broken,
     /// A bound was reached: descriptors, sessions, pipes.
     Limit,

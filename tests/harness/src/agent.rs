@@ -185,6 +185,21 @@ impl Agent {
         self.call(&Request::BeatStop { id })
     }
 
+    /// Opens many connections at once and keeps them; their number.
+    pub fn hold_start(&self, hold: Hold) -> Result<u64> {
+        self.call(&Request::HoldStart(hold))
+    }
+
+    /// Closes them.
+    pub fn hold_stop(&self, id: u64) -> Result<HoldReport> {
+        self.call(&Request::HoldStop { id })
+    }
+
+    /// Waits until a change shows in new connections.
+    pub fn follow(&self, change: Follow) -> Result<Followed> {
+        self.call(&Request::Follow(change))
+    }
+
     /// Starts a load and returns its number.
     pub fn load_start(&self, ask: Ask, rate: u32) -> Result<u64> {
         self.call(&Request::LoadStart(Load { ask, rate }))

@@ -88,6 +88,18 @@ pub(crate) fn exchange(mut stream: impl Read + Write, request: &str) -> Result<(
     crate::kube::http::parse(&text)
 }
 
+/// The metrics at an address, asked from where the calling thread is.
+pub fn read(address: SocketAddr) -> Result<Metrics> {
+    let ask = || -> Result<(u16, String)> {
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        exchange(stream, &request("GET", "/metrics"))
+    };
+    let (status, body) = ask().with_context(|| format!("GET http://{address}/metrics"))?;
+    ensure!(status == 200, "metrics at {address}: {status}: {body}");
+    Ok(Metrics::parse(&body))
+}
+
 /// A node's proxy' metrics.
 pub fn proxy(node: &Node) -> Result<Metrics> {
     let (status, body) = get(&node.netns, SocketAddr::from(([127, 0, 0, 1], 15020)), "/metrics")?;

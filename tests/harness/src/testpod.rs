@@ -6,7 +6,9 @@
 pub mod admission;
 mod client;
 mod control;
+mod follow;
 mod held;
+mod hold;
 mod load;
 pub mod protocol;
 mod server;

@@ -86,8 +86,8 @@ pub(crate) enum Outcome {
     Done,
     /// The backend was not reached.
     Unreached(Reason),
-    /// It broke; the socket that hasn't failed is to be reset.
-    Broken(io::Error),
+    /// This leg broke; the socket that hasn't failed is to be reset.
+    Broken(Leg, io::Error),
 }
 
 impl Connection {
@@ -296,17 +296,17 @@ impl Connection {
             let asked = std::mem::replace(&mut lost.looked_for, true);
             return if asked { Outcome::Waiting } else { Outcome::Delivering };
         }
-        let error = lost.error.take();
+        let (failed, error) = (lost.leg, lost.error.take());
         if delivered() {
             self.reset(survivor);
         }
-        error.map_or(Outcome::Done, Outcome::Broken)
+        error.map_or(Outcome::Done, |error| Outcome::Broken(failed, error))
     }
 
     /// The error of a socket that took nothing more resets the other one, as without a proxy.
     fn broken(&self, error: io::Error, failed: Leg) -> Outcome {
         self.reset(if failed == Leg::Client { Leg::Backend } else { Leg::Client });
-        Outcome::Broken(error)
+        Outcome::Broken(failed, error)
     }
 
     /// Ends it before its time. Whoever waits for more sees a reset: an orderly end would say that this was all.

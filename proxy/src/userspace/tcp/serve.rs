@@ -277,7 +277,7 @@ impl Loop {
             }
             Some(error) => {
                 connection.reset(if token.leg == Leg::Client { Leg::Backend } else { Leg::Client });
-                self.broken(token, &error);
+                self.broken(token, token.leg, &error);
             }
         }
     }
@@ -287,7 +287,7 @@ impl Loop {
         let Some(connection) = self.table.get(token) else { return };
         match connection.run(&mut self.tools) {
             Outcome::Done => drop(self.table.remove(token)),
-            Outcome::Broken(error) => self.broken(token, &error),
+            Outcome::Broken(failed, error) => self.broken(token, failed, &error),
             Outcome::Unreached(reason) => self.attempt(token, Some(reason)),
             outcome => {
                 if matches!(outcome, Outcome::Delivering) {
@@ -298,17 +298,20 @@ impl Loop {
                 }
                 if let Err(error) = watch(&self.epoll, connection, token) {
                     connection.cut();
-                    self.broken(token, &error);
+                    self.broken(token, Leg::Backend, &error);
                 }
             }
         }
     }
 
-    fn broken(&mut self, token: Token, error: &io::Error) {
+    /// A leg broke. Only the backend's is an error of the Service's: clients may end by a reset, and many do.
+    fn broken(&mut self, token: Token, failed: Leg, error: &io::Error) {
         if let Some(connection) = self.table.remove(token) {
-            connection.target.counters.error(Reason::Broken);
+            if failed == Leg::Backend {
+                connection.target.counters.error(Reason::Broken);
+            }
             let Connection { peer, frontend, .. } = &*connection;
-            tracing::debug!(%peer, %frontend, %error, "connection broken");
+            tracing::debug!(%peer, %frontend, ?failed, %error, "connection broken");
         }
     }
 

@@ -190,3 +190,29 @@ fn a_client_that_resets_is_seen_by_a_backend_that_reads_nothing() {
         sleep(Duration::from_millis(20));
     }
 }
+
+#[test]
+fn a_reset_is_an_error_of_the_service_only_where_the_backend_sends_it() {
+    let broken =
+        "sheave_service_errors_total{namespace=\"ns\",service=\"web\",port=\"p0\",protocol=\"TCP\",reason=\"broken\"}";
+    let world = world(|mut stream| {
+        let mut word = [0; 3];
+        stream.write_all(b"hi").unwrap();
+        let end = stream.read_exact(&mut word);
+        if end.is_ok() {
+            Socket::from(stream).set_linger(Some(Duration::ZERO)).unwrap(); // and closed: reset
+        }
+    });
+    for (word, errors) in [(&b""[..], 0.0), (b"bye", 1.0)] {
+        let mut client = connect(&world);
+        client.read_exact(&mut [0; 2]).unwrap();
+        client.write_all(word).unwrap();
+        if word.is_empty() {
+            Socket::from(client).set_linger(Some(Duration::ZERO)).unwrap(); // and closed: reset
+        } else {
+            assert!(client.read(&mut [0; 2]).is_err(), "no reset");
+        }
+        world.wait_for("sheave_listener_active{protocol=\"TCP\"}", 0.0);
+        assert_eq!(world.metric(broken), errors);
+    }
+}

@@ -97,7 +97,7 @@ pub(super) fn converse(stream: &TcpStream, ask: &Ask, answer: &mut Answer) -> io
     if ask.kind == Kind::Http {
         return http(stream, ask, answer);
     }
-    let line = read_line(stream)?;
+    let line = if ask.how == How::FastOpen { read_line(stream)? } else { read_only_line(stream)? };
     if ask.how != How::FastOpen {
         (&mut &*stream).write_all(ask.say.as_bytes())?;
     }
@@ -108,6 +108,18 @@ pub(super) fn converse(stream: &TcpStream, ask: &Ask, answer: &mut Answer) -> io
     }
     names(&line, answer);
     Ok(())
+}
+
+/// A line that nothing follows before we have said something.
+fn read_only_line(mut stream: &TcpStream) -> io::Result<String> {
+    let (mut line, mut have) = ([0; 256], 0);
+    while !line[..have].ends_with(b"\n") {
+        match stream.read(&mut line[have..])? {
+            0 => return Err(ErrorKind::UnexpectedEof.into()),
+            more => have += more,
+        }
+    }
+    String::from_utf8(line[..have - 1].to_vec()).map_err(io::Error::other)
 }
 
 /// Byte by byte, so that nothing of the echo that follows is taken along.

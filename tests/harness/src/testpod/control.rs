@@ -12,14 +12,16 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::held::Held;
+use super::hold::Holds;
 use super::load::Loads;
 use super::protocol::Request;
 use super::server::Servers;
-use super::{admission, client, udp};
+use super::{admission, client, follow, udp};
 
 struct Control {
     servers: Servers,
     held: Held,
+    holds: Holds,
     loads: Loads,
 }
 
@@ -27,7 +29,8 @@ struct Control {
 pub(super) fn serve(socket: &Path, servers: &Servers) -> Result<()> {
     let _ = fs::remove_file(socket); // of an earlier life of the same container
     let listener = UnixListener::bind(socket).with_context(|| format!("{}", socket.display()))?;
-    let control = Arc::new(Control { servers: servers.clone(), held: Held::default(), loads: Loads::default() });
+    let (held, holds, loads) = (Held::default(), Holds::default(), Loads::default());
+    let control = Arc::new(Control { servers: servers.clone(), held, holds, loads });
     std::io::stdout().write_all(b"ready\n")?;
     std::io::stdout().flush()?;
     for stream in listener.incoming() {
@@ -85,6 +88,9 @@ impl Control {
             }
             Request::Beat { id, every } => value(self.held.beat(id, every)?),
             Request::BeatStop { id } => value(self.held.beat_stop(id)?),
+            Request::HoldStart(hold) => value(self.holds.start(&hold)?),
+            Request::HoldStop { id } => value(self.holds.stop(id)?),
+            Request::Follow(change) => value(follow::follow(&change)?),
             Request::LoadStart(load) => value(self.loads.start(&load)?),
             Request::LoadReport { id } => value(self.loads.report(id)?),
             Request::LoadStop { id } => value(self.loads.stop(id)?),

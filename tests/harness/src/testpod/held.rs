@@ -15,15 +15,17 @@ use super::udp::Client;
 use super::{client, udp};
 
 enum Socket {
+    /// Nothing: it could not be connected.
+    None,
     Tcp(TcpStream),
     Udp(Client),
 }
 
 /// A kept socket; what it said at first is what later round trips are compared with.
-struct Kept {
+pub(super) struct Kept {
     socket: Socket,
     ask: Ask,
-    first: Answer,
+    pub(super) first: Answer,
 }
 
 struct Beating {
@@ -46,22 +48,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Held {
     pub(super) fn open(&self, ask: &Ask) -> Result<Opened> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (socket, answer) = if udp::is_udp(ask) {
-            let client = Client::open(ask)?;
-            let answer = client.ask(None);
-            (Socket::Udp(client), answer)
-        } else {
-            match client::open(ask) {
-                Ok((stream, mut answer)) => {
-                    if let Err(error) = client::converse(&stream, ask, &mut answer) {
-                        answer.outcome = client::outcome(&error);
-                    }
-                    (Socket::Tcp(stream), answer)
-                }
-                Err(error) => return Ok(Opened { id, answer: client::blank(client::outcome(&error)) }),
-            }
-        };
-        lock(&self.kept).insert(id, Arc::new(Kept { socket, ask: ask.clone(), first: answer.clone() }));
+        let kept = Kept::open(ask)?;
+        let answer = kept.first.clone();
+        lock(&self.kept).insert(id, Arc::new(kept));
         Ok(Opened { id, answer })
     }
 
@@ -103,8 +92,30 @@ impl Held {
 }
 
 impl Kept {
-    fn round(&self, target: Option<SocketAddr>) -> Answer {
+    /// Asks once; a TCP connection that does not come about is in the answer.
+    pub(super) fn open(ask: &Ask) -> Result<Self> {
+        let (socket, first) = if udp::is_udp(ask) {
+            let client = Client::open(ask)?;
+            let answer = client.ask(None);
+            (Socket::Udp(client), answer)
+        } else {
+            match client::open(ask) {
+                Ok((stream, mut answer)) => {
+                    if let Err(error) = client::converse(&stream, ask, &mut answer) {
+                        answer.outcome = client::outcome(&error);
+                    }
+                    (Socket::Tcp(stream), answer)
+                }
+                Err(error) => (Socket::None, client::blank(client::outcome(&error))),
+            }
+        };
+        Ok(Self { socket, ask: ask.clone(), first })
+    }
+
+    /// One more round trip.
+    pub(super) fn round(&self, target: Option<SocketAddr>) -> Answer {
         let stream = match &self.socket {
+            Socket::None => return self.first.clone(),
             Socket::Udp(client) => return client.ask(target),
             Socket::Tcp(stream) => stream,
         };

@@ -106,6 +106,15 @@ pub enum Request {
         /// The number from [`Opened`].
         id: u64,
     },
+    /// Opens many connections, and makes round trips on all of them from now on. Answer: their number.
+    HoldStart(Hold),
+    /// Closes them. Answer: [`HoldReport`].
+    HoldStop {
+        /// The number.
+        id: u64,
+    },
+    /// Tries until a change is there. Answer: [`Followed`].
+    Follow(Follow),
     /// New connections at a steady rate from now on. Answer: the load's number.
     LoadStart(Load),
     /// How it goes. Answer: [`LoadReport`].
@@ -214,6 +223,52 @@ pub struct Beats {
     pub failure: Option<String>,
     /// The slowest, in milliseconds.
     pub longest: f64,
+}
+
+/// Connections that are kept together.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Hold {
+    /// What each asks at first.
+    pub ask: Ask,
+    /// How many.
+    pub count: u32,
+    /// Milliseconds between two round trips of one of them.
+    pub every: u64,
+}
+
+/// What became of them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct HoldReport {
+    /// How many were opened.
+    pub held: u32,
+    /// Round trips that came back, of all of them.
+    pub rounds: u64,
+    /// What ended each that did not last, and when.
+    pub failures: Vec<String>,
+    /// The slowest round trip, in milliseconds.
+    pub longest: f64,
+}
+
+/// A change to wait for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Follow {
+    /// What each connection asks.
+    pub ask: Ask,
+    /// Whether somebody is to answer from now on, or nobody.
+    pub reached: bool,
+    /// Microseconds between two tries.
+    pub gap: u64,
+    /// Milliseconds until it is given up.
+    pub within: u64,
+}
+
+/// A change that was followed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Followed {
+    /// When it first showed, in nanoseconds of the monotonic clock.
+    pub at: u64,
+    /// Connections until then.
+    pub tries: u64,
 }
 
 /// A steady stream of new connections.

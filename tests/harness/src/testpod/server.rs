@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::Builder;
 
 use anyhow::{Context, Result};
@@ -16,6 +16,8 @@ const BACKLOG: i32 = 4096;
 /// These threads hold a buffer and little else; thousands of them fit.
 const STACK: usize = 96 * 1024;
 
+/// Threads that wait for a connection.
+type Idle = Arc<Mutex<Vec<mpsc::Sender<TcpStream>>>>;
 type Counts = Arc<Mutex<BTreeMap<IpAddr, u64>>>;
 
 /// All servers of this pod.
@@ -89,15 +91,30 @@ fn note(counts: &Counts, peer: SocketAddr) {
     *lock(counts).entry(peer.ip()).or_default() += 1;
 }
 
+/// Serves each connection by a thread of its own. Those that have nothing to do any more are kept for the next, because to make
+/// one costs more than a connection.
 fn accept(listener: &TcpListener, kind: Kind, name: &Arc<str>, counts: &Counts) {
+    let idle: Idle = Arc::default();
     for stream in listener.incoming() {
         let Ok(stream) = stream else { continue };
-        let (name, counts) = (Arc::clone(name), Arc::clone(counts));
-        let serve = move || {
-            // A client that breaks off is the client's business; it is the one that reports it.
-            let _ = serve(stream, kind, &name, &counts);
+        let waiting = lock(&idle).pop();
+        let Some(stream) = (match waiting {
+            Some(thread) => thread.send(stream).err().map(|unsent| unsent.0),
+            None => Some(stream),
+        }) else {
+            continue;
         };
-        let _ = Builder::new().stack_size(STACK).spawn(serve);
+        let (name, counts, idle) = (Arc::clone(name), Arc::clone(counts), Arc::clone(&idle));
+        let _ = Builder::new().stack_size(STACK).spawn(move || {
+            let (sender, connections) = mpsc::channel();
+            let mut next = Some(stream);
+            while let Some(stream) = next {
+                // A client that breaks off is the client's business; it is the one that reports it.
+                let _ = serve(stream, kind, &name, &counts);
+                lock(&idle).push(sender.clone());
+                next = connections.recv().ok();
+            }
+        });
     }
 }
 
@@ -178,5 +195,33 @@ fn answer_datagrams(socket: &UdpSocket, name: &str, counts: &Counts) {
         let mut answer = format!("{name}|{}|", plain(peer)).into_bytes();
         answer.extend_from_slice(&buffer[..length]);
         let _ = socket.send_to(&answer, peer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_serves_one_connection_at_a_time_and_then_the_next() {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        Servers::new("here").listen(Kind::Tcp, port).unwrap();
+        let connect = || {
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            assert_eq!(line, format!("here|{}\n", stream.local_addr().unwrap()));
+            stream
+        };
+        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+        let open: Vec<_> = (0..20).map(|_| connect()).collect(); // side by side
+        let most = threads();
+        drop(open);
+        for _ in 0..200 {
+            drop(connect());
+        }
+        assert!(threads() < most + 100, "{most} threads at first, now {}", threads());
     }
 }
