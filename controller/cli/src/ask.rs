@@ -1,6 +1,6 @@
 //! What replicas and nodes say, put together: every replica knows only the nodes whose streams it has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -36,11 +36,11 @@ impl World {
     pub(crate) async fn look(replicas: Vec<Replica>) -> anyhow::Result<Self> {
         let mut asked = look(replicas).await;
         if asked.iter().all(|one| one.overview.is_err()) {
-            let why: BTreeSet<_> = asked
-                .iter()
-                .map(|one| format!("{}: {}", one.replica.name, one.overview.as_ref().err().map_or("", |e| e.as_str())))
-                .collect();
-            let why: Vec<_> = why.into_iter().collect();
+            let mut why: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for (one, said) in asked.iter().filter_map(|one| Some((one, one.overview.as_ref().err()?))) {
+                why.entry(said).or_default().push(&one.replica.name);
+            }
+            let why: Vec<_> = why.into_iter().map(|(why, who)| format!("{}: {why}", who.join(", "))).collect();
             anyhow::bail!("no controller answers: {}", why.join("; "));
         }
         let first = revisions(&asked);
@@ -80,7 +80,7 @@ impl World {
     pub(crate) async fn ask_nodes(&self, what: &What) -> BTreeMap<String, Result<NodeAnswer, String>> {
         let nodes = self.nodes().into_iter().filter_map(|(node, at)| Some((node, at?.0)));
         let asked = nodes.map(|(node, replica)| async move {
-            let answer = ask_node(replica, &node, what).await;
+            let answer = replica.within(ask_node(replica, &node, what)).await;
             (node, answer)
         });
         futures::stream::iter(asked).buffer_unordered(AT_A_TIME).collect().await
@@ -89,19 +89,20 @@ impl World {
     /// Asks each replica for the Services that a filter names.
     pub(crate) async fn services(&self, filter: &ServiceFilter) -> Vec<(String, Result<ServiceList, String>)> {
         let answered = self.replicas.iter().filter(|asked| asked.overview.is_ok());
-        let asked = answered
-            .map(|asked| async move { (asked.replica.name.clone(), services_of(&asked.replica, filter).await) });
+        let asked = answered.map(|asked| async move {
+            (asked.replica.name.clone(), asked.replica.within(services_of(&asked.replica, filter)).await)
+        });
         futures::future::join_all(asked).await
     }
 }
 
 async fn look(replicas: Vec<Replica>) -> Vec<Asked> {
     let one = |replica: Replica| async move {
-        let overview = match replica.client() {
-            Ok(mut client) => client.look(replica.request(LookRequest {})).await.map_err(|status| said(&status)),
-            Err(why) => Err(why),
+        let overview = async {
+            let answer = replica.client()?.look(replica.request(LookRequest {})).await;
+            answer.map(tonic::Response::into_inner).map_err(|status| said(&status))
         };
-        Asked { overview: overview.map(tonic::Response::into_inner), replica }
+        Asked { overview: replica.within(overview).await, replica }
     };
     futures::future::join_all(replicas.into_iter().map(one)).await
 }

@@ -1,5 +1,6 @@
 //! `sheave`, in situations that are really caused: what it prints and how it ends, against tests/golden/cli.
 
+mod direct;
 mod golden;
 mod node;
 mod services;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use sheave_harness::kube::{self, Kube, SYSTEM};
 
 use self::golden::Golden;
-use crate::case::{Case, Proof, kube};
+use crate::case::{Case, Proof, both, kube};
 use crate::context::Context;
 use crate::trust::ByTokens;
 
@@ -23,6 +24,7 @@ const ASKS: Proof = Proof::Own("it asks about what is served, and programs are r
 pub(crate) const CASES: &[Case] = &[
     kube("sheave_services_shows_what_each_node_serves_and_what_is_wrong", services::run).proof(ASKS),
     kube("sheave_status_and_check_tell_what_is_wrong_with_a_cluster", status::run).proof(ASKS),
+    both("sheave_asks_by_an_operators_certificate_and_by_a_unix_socket", direct::run).proof(ASKS),
     kube("sheave_check_node_finds_what_is_in_a_nodes_way", node::run).proof(ASKS),
 ];
 

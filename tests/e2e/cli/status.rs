@@ -60,7 +60,7 @@ fn askers(operator: &Operator<'_>) -> Result<()> {
     let good = operator.token("sheave-cli", "sheave-cli")?;
     let forged = Kube::forged(&fs::read_to_string(&good)?)?;
     with("token-forged", &operator.file("forged", &forged)?, &authority)?;
-    with("token-audience", &operator.token("sheave-cli", "https://test")?, &authority)?;
+    with("token-audience", &operator.token("sheave-cli", "sheave-discovery")?, &authority)?;
     operator.kubectl("-n sheave-system create serviceaccount somebody")?;
     let forbidden = with("user-forbidden", &operator.token("somebody", "sheave-cli")?, &authority);
     operator.kubectl("-n sheave-system delete serviceaccount somebody")?;
@@ -87,7 +87,7 @@ fn nodes(it: &Context, operator: &Operator<'_>, all: &ByTokens<'_>) -> Result<()
     all.connected(two)?;
     let process = it.cluster.proxy_id(two)?;
     sys::kill(process, libc::SIGSTOP)?;
-    let asked = operator.asks("status-node-hangs", FIRST, &["status", "--timeout", "3"]);
+    let asked = operator.asks("status-node-hangs", FIRST, &["status"]);
     sys::kill(process, libc::SIGCONT)?;
     asked?;
     all.connected(two)

@@ -147,11 +147,13 @@ impl Cluster {
         Ok(())
     }
 
-    fn tls(&self) -> PathBuf {
+    /// The folder that `sheave-controller init` has filled; there is one with TLS only.
+    pub fn tls(&self) -> PathBuf {
         self.folder.join("tls")
     }
 
-    fn socket(&self, replica: u8) -> PathBuf {
+    /// Where controller `replica` serves discovery without TLS.
+    pub fn socket(&self, replica: u8) -> PathBuf {
         self.folder.join(format!("discovery{replica}.sock"))
     }
 

@@ -40,9 +40,16 @@ impl Replica {
         Ok(OperationsClient::new(self.channel.clone()?).max_decoding_message_size(MAX_MESSAGE))
     }
 
+    /// An answer, all of it, unless it takes too long.
+    pub(crate) async fn within<T>(&self, answer: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+        let answered = tokio::time::timeout(self.patience, answer).await;
+        answered.unwrap_or_else(|_| Err(format!("no answer within {} s", self.patience.as_secs())))
+    }
+
     /// A request with all that it needs.
     pub(crate) fn request<T>(&self, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
+        // What a replica does for nobody any more it may leave; the answer itself is bounded by `within`.
         request.set_timeout(self.patience);
         if let Some(token) = &self.token {
             request.metadata_mut().insert("authorization", token.clone());

@@ -46,7 +46,7 @@ pub(super) fn look() -> Vec<Finding> {
 
 fn kube_proxy(message: &str) -> Finding {
     let remedy = "both can run side by side; `kube-proxy --cleanup` removes what a kube-proxy that is gone has left";
-    Finding::warning("rules", format!("{message}: kube-proxy's"), remedy)
+    Finding::warning("rules", format!("{message}, of a kube-proxy"), remedy)
 }
 
 fn judge(tables: &BTreeSet<String>, chains: &BTreeSet<(String, String)>) -> Vec<Finding> {
@@ -60,7 +60,7 @@ fn judge(tables: &BTreeSet<String>, chains: &BTreeSet<(String, String)>) -> Vec<
     }
     if let Some((table, chain)) = chain("CILIUM_") {
         let remedy = "with kubeProxyReplacement it serves Services itself: turn that off, or leave Services to it";
-        findings.push(Finding::warning("rules", format!("table {table} has a chain {chain}: Cilium's"), remedy));
+        findings.push(Finding::warning("rules", format!("table {table} has a chain {chain}, of Cilium"), remedy));
     }
     if findings.is_empty() {
         let own =

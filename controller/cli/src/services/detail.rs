@@ -56,6 +56,8 @@ pub(super) fn judge(service: &KnownService, answers: &Answers) -> Vec<Finding> {
     {
         kept.insert((&frontend.address, &frontend.kept_by), ());
     }
+    // Where a controller knows, it has said so already.
+    kept.retain(|(address, _), ()| !service.faults.iter().any(|fault| fault.message.contains(address)));
     for (address, by) in kept.into_keys() {
         findings.push(Finding::error(
             &about,

@@ -21,7 +21,7 @@ pub(super) fn text(replicas: &[Asked], nodes: &[Node], output: Output) -> String
 }
 
 fn controllers(replicas: &[Asked], wide: bool) -> Table {
-    let mut headings = vec!["CONTROLLER", "READY", "LEADS", "NODES", "SERVICES", "REVISION", "VIEW AGE", "VERSION"];
+    let mut headings = vec!["CONTROLLER", "READY", "LEADS", "PROXIES", "SERVICES", "REVISION", "VIEW AGE", "VERSION"];
     if wide {
         headings.extend(["REPLICA", "SOURCE"]);
     }
@@ -130,7 +130,7 @@ pub(super) fn json(replicas: &[Asked], nodes: &[Node]) -> Value {
             "revision": overview.revision,
             "services": overview.services,
             "caExpires": (overview.ca_expires > 0).then_some(overview.ca_expires),
-            "nodes": overview.streams.iter().map(|stream| &stream.node).collect::<Vec<_>>(),
+            "proxies": overview.streams.iter().map(|stream| &stream.node).collect::<Vec<_>>(),
             "faults": overview.faults.iter().map(|fault| json!({
                 "object": fault.object, "field": fault.field, "message": fault.message, "remedy": fault.remedy,
             })).collect::<Vec<_>>(),
