@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sheave-api", &["sheave-model"]),
     ("sheave-index", &["sheave-model"]),
     ("sheave-controller", &["sheave-model", "sheave-index", "sheave-api"]),
+    ("sheave-cli", &["sheave-model", "sheave-api"]),
     ("sheave-proxy", &["sheave-abi", "sheave-model", "sheave-api", "sheave-reconcile", "sheave-loader"]),
     ("sheave-harness", &["sheave-model", "sheave-api"]),
     ("sheave-bench", &["sheave-model", "sheave-api", "sheave-harness"]),

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sheave_api::{Encoded, MAX_RESOURCE_BYTES, encode_resource};
 use sheave_index::{Condition, Index, Kind};
@@ -33,6 +33,19 @@ pub(crate) struct Wrong {
 
 /// A question to the index task.
 pub(crate) type Question = oneshot::Sender<Wrong>;
+
+/// The index task answers within this time, once there is one and it isn't overrun.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is wrong now. `None` while no source is being read, or when the index task has no time to answer.
+pub(crate) async fn wrong(questions: &mpsc::Sender<Question>) -> Option<Wrong> {
+    let (question, answer) = oneshot::channel();
+    let asked = async {
+        questions.send(question).await.ok()?;
+        answer.await.ok()
+    };
+    tokio::time::timeout(PATIENCE, asked).await.ok()?
+}
 
 /// Owns the index.
 #[derive(Debug)]
@@ -168,8 +181,6 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::source::Feed;
 

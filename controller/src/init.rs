@@ -18,6 +18,9 @@ use crate::pki::{Authority, CA_VALIDITY, SERVER_NAME};
 /// Follows a node's name in its certificate's DNS name.
 pub(crate) const NODE_SUFFIX: &str = ".nodes.sheave";
 
+/// The DNS name in an operator's certificate. No node's ends like this.
+pub(crate) const OPERATOR_NAME: &str = "operator.sheave";
+
 /// Makes what is missing.
 pub(crate) fn init(args: &InitArgs) -> anyhow::Result<()> {
     for name in &args.node {
@@ -32,16 +35,9 @@ pub(crate) fn init(args: &InitArgs) -> anyhow::Result<()> {
         ca.issue("sheave-controller", names, usage, &controller, &args.dir.join("controller.key"))?;
     }
     for name in &args.node {
-        let dir = args.dir.join("nodes").join(name);
-        fs::create_dir_all(&dir).with_context(|| format!("{} can't be made", dir.display()))?;
-        write(&dir.join("ca.crt"), ca.0.certificate(), 0o644)?;
-        let certificate = dir.join("tls.crt");
-        if !certificate.exists() {
-            let usage = ExtendedKeyUsagePurpose::ClientAuth;
-            ca.issue(name, vec![format!("{name}{NODE_SUFFIX}")], usage, &certificate, &dir.join("tls.key"))?;
-        }
+        ca.client(&args.dir.join("nodes").join(name), name, format!("{name}{NODE_SUFFIX}"))?;
     }
-    Ok(())
+    ca.client(&args.dir.join("operator"), "sheave-operator", OPERATOR_NAME.to_owned())
 }
 
 /// A node's name becomes a folder and a DNS name, so it must be what Kubernetes allows (RFC 1123).
@@ -84,6 +80,17 @@ impl Ca {
                 bail!("{} is there without its certificate; put ca.crt beside it or remove it", key.display())
             }
         }
+    }
+
+    /// Fills a folder for somebody who proves to be `name`, unless that was done before.
+    fn client(&self, dir: &Path, common_name: &str, name: String) -> anyhow::Result<()> {
+        fs::create_dir_all(dir).with_context(|| format!("{} can't be made", dir.display()))?;
+        write(&dir.join("ca.crt"), self.0.certificate(), 0o644)?;
+        let certificate = dir.join("tls.crt");
+        if certificate.exists() {
+            return Ok(());
+        }
+        self.issue(common_name, vec![name], ExtendedKeyUsagePurpose::ClientAuth, &certificate, &dir.join("tls.key"))
     }
 
     fn issue(

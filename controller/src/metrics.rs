@@ -40,6 +40,10 @@ pub(crate) struct Metrics {
     pub(crate) token_reviews: IntCounterVec,
     /// Answers about tokens that are remembered.
     pub(crate) token_cache_entries: IntGauge,
+    /// Calls of operators, by call and by what came of it.
+    pub(crate) operator_calls: IntCounterVec,
+    /// Operators' questions to proxies, by what came of it.
+    pub(crate) relayed_questions: IntCounterVec,
     /// TLS handshakes of proxies that failed.
     pub(crate) handshakes_failed: IntCounter,
     /// Looks at discovery's objects at the API server that could not do everything.
@@ -79,6 +83,19 @@ impl Metrics {
             leader: gauge(&r, "sheave_leader", "1 on the replica that may write."),
             token_reviews: counters(&r, "sheave_token_reviews_total", "Tokens of proxies looked at.", "result"),
             token_cache_entries: gauge(&r, "sheave_token_cache_entries", "Answers about tokens that are remembered."),
+            operator_calls: add(
+                &r,
+                IntCounterVec::new(
+                    Opts::new("sheave_operator_calls_total", "Calls of operators."),
+                    &["call", "result"],
+                ),
+            ),
+            relayed_questions: counters(
+                &r,
+                "sheave_relayed_questions_total",
+                "Operators' questions to proxies.",
+                "result",
+            ),
             handshakes_failed: counter(&r, "sheave_tls_handshakes_failed_total", "TLS handshakes that failed."),
             trust_errors: counter(
                 &r,
@@ -102,6 +119,9 @@ impl Metrics {
         }
         for result in ["accepted", "refused", "cached", "kept", "failed"] {
             metrics.token_reviews.with_label_values(&[result]);
+        }
+        for result in ["answered", "failed", "late"] {
+            metrics.relayed_questions.with_label_values(&[result]);
         }
         metrics
     }

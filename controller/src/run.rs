@@ -22,12 +22,12 @@ use crate::leader::{self, StateLock};
 use crate::logging::{self, LogLevel};
 use crate::metrics::Metrics;
 use crate::publish::Publisher;
-use crate::serve::{self, BoundPath, Nodes, Server};
+use crate::serve::{self, BoundPath, Desk, Nodes, Server};
 use crate::source::dir::{DirConfig, DirSource};
 use crate::source::kube::{self, Backoff, KubeSource};
 use crate::source::{Batch, Feed, Relist, Source};
 use crate::supervise::Tasks;
-use crate::trust::{self, Directory, Reviewer, Serving, Trust};
+use crate::trust::{self, Directory, Operators, Reviewer, Serving, Trust};
 
 /// Worker threads at most: the work is one index task and short writes to many streams.
 const MAX_WORKERS: usize = 4;
@@ -208,21 +208,24 @@ impl Controller {
             metrics: self.metrics.clone(),
             stopping: self.stop.subscribe(),
         };
+        let desk = Desk::new(server.clone(), self.config.replica_name.clone(), admin.questions.clone());
         let (listener, bound) = serve::bind_unix(&self.config.admin_socket)?;
         self.bound.push(bound);
         let listener = Arc::new(listener);
         self.tasks.restarting("admin-socket", move || admin::serve_unix(admin.clone(), listener.clone()));
         match (self.config.listen.as_ref().map(|listen| (listen.address, listen.trust.clone())), home) {
             (Some((address, TrustConfig::Files { tls_dir })), _) => {
-                let (address, serving) = serve::serve_tls(server.clone(), address, &tls_dir).await?;
+                let (address, serving) =
+                    serve::serve_tls(server.clone(), Some(desk.clone()), address, &tls_dir).await?;
                 info!(%address, "discovery over TLS, by certificates");
                 self.tasks.fatal("discovery", until_ended(serving, &self.serving, &self.stop));
             }
             (Some((address, TrustConfig::Kube { advertise })), Some((client, namespace))) => {
                 let reviewer = Arc::new(Reviewer::new(client.clone(), &namespace, self.metrics.clone()));
+                let desk = desk.by_tokens(Arc::new(Operators::new(client.clone())));
                 let (shown, server) =
                     (Arc::new(Serving::default()), Server { reviewer: Some(reviewer), ..server.clone() });
-                let (address, serving) = serve::serve_trusted(server, address, shown.clone()).await?;
+                let (address, serving) = serve::serve_trusted(server, Some(desk), address, shown.clone()).await?;
                 info!(%address, %advertise, "discovery over TLS, by tokens");
                 self.tasks.fatal("discovery", until_ended(serving, &self.serving, &self.stop));
                 self.keep_trust(client, namespace, advertise, shown);
@@ -234,7 +237,7 @@ impl Controller {
             let (listener, bound) = serve::bind_unix(path)?;
             self.bound.push(bound);
             info!(path = %path.display(), "discovery on a unix socket");
-            let serving = serve::serve_unix(server, listener);
+            let serving = serve::serve_unix(server, Some(desk), listener);
             self.tasks.fatal("discovery-socket", until_ended(serving, &self.serving, &self.stop));
         }
         Ok(())

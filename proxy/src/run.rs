@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::admin::{self, Admin, Listener};
 use crate::config::Config;
 use crate::datapath;
-use crate::discovery::{Book, Client};
+use crate::discovery::{Answerer, Book, Client};
 use crate::disk::{self, Identity, Keeper};
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
@@ -127,6 +127,7 @@ impl Parts {
             patience: self.config.exit_without_controller.map(Duration::from_secs),
             store,
             programmed: running.programmed.clone(),
+            answerer: self.answerer(),
             metrics: self.metrics.clone(),
             status: self.status.clone(),
             shutdown: self.shutdown.clone(),
@@ -161,6 +162,15 @@ impl Parts {
         let (task, handle) = StoreTask::new(options, delta, self.metrics.clone(), self.status.clone());
         self.supervisor.spawn_once("store", task.run());
         (handle, stale)
+    }
+
+    /// Answers operators by what the admin pages show.
+    fn answerer(&self) -> Answerer {
+        let admin = self.admin.clone();
+        Arc::new(move |question| {
+            let admin = admin.clone();
+            Box::pin(async move { admin::answer(&admin, &question).await })
+        })
     }
 
     fn start_keeper(&self, store: &StoreHandle, identity: Arc<Identity>) -> tokio::task::JoinHandle<()> {

@@ -8,6 +8,7 @@ mod bad_input;
 mod case;
 mod changes;
 mod check;
+mod cli;
 mod context;
 mod endpoints;
 mod exceptions;
@@ -52,7 +53,7 @@ struct Arguments {
 
 /// Every case of every topic, in the order of the run: what stops programs comes last.
 fn table() -> impl Iterator<Item = &'static Case> {
-    let topics: [&[Case]; 13] = [
+    let topics: [&[Case]; 14] = [
         services::CASES,
         sockets::CASES,
         vips::CASES,
@@ -65,6 +66,7 @@ fn table() -> impl Iterator<Item = &'static Case> {
         lifecycle::CASES,
         restarts::CASES,
         trust::CASES,
+        cli::CASES,
         faults::CASES,
     ];
     topics.into_iter().flatten()

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ const CONNECTED: Duration = Duration::from_secs(30);
 const INTRODUCED: Duration = Duration::from_secs(60);
 
 /// Replicas that take tokens, and nodes that have them.
-struct ByTokens<'a> {
+pub(crate) struct ByTokens<'a> {
     it: &'a Context,
     kube: &'a Kube,
     folder: PathBuf,
@@ -45,7 +45,7 @@ struct ByTokens<'a> {
 
 impl<'a> ByTokens<'a> {
     /// Starts both replicas and every proxy anew, with nothing in the proxies' folders but tokens; the ConfigMap comes later.
-    fn start(it: &'a Context) -> Result<Self> {
+    pub(crate) fn start(it: &'a Context) -> Result<Self> {
         let kube = it.kube.as_deref().context("this case needs an API server")?;
         let folder = it.cluster.world.run.folder.join(format!("trust-{}", it.path().name()));
         let all = Self { it, kube, folder };
@@ -94,7 +94,7 @@ impl<'a> ByTokens<'a> {
     }
 
     /// Everything as it was before the case.
-    fn end(self) -> Result<()> {
+    pub(crate) fn end(self) -> Result<()> {
         let cluster = &self.it.cluster;
         for replica in 0..2 {
             cluster.kill_controller(replica)?;
@@ -144,9 +144,15 @@ impl<'a> ByTokens<'a> {
         self.start_proxy(node)
     }
 
-    fn start_proxy(&self, node: &Node) -> Result<()> {
+    pub(crate) fn start_proxy(&self, node: &Node) -> Result<()> {
         let token = self.folder.join(&node.name).join("token");
         self.it.cluster.start_proxy_by_token(node, &self.mounted(node), &token)
+    }
+
+    /// With a folder in place of its BPF file system, and the choice of a data path left to it.
+    pub(crate) fn start_proxy_without_bpffs(&self, node: &Node, folder: &Path) -> Result<()> {
+        let token = self.folder.join(&node.name).join("token");
+        self.it.cluster.start_proxy_by_token_with(node, &self.mounted(node), &token, "auto", folder)
     }
 
     /// Whether the ConfigMap names both replicas, at ports from `first` on, and a CA.
@@ -159,7 +165,7 @@ impl<'a> ByTokens<'a> {
         Ok(())
     }
 
-    fn connected(&self, node: &Node) -> Result<()> {
+    pub(crate) fn connected(&self, node: &Node) -> Result<()> {
         until(&format!("{} has a stream", node.name), CONNECTED, || {
             let connected = metrics::proxy(node)?.sum("sheave_stream_connected", &[]);
             ensure!(connected == 1.0, "it has none");
@@ -178,7 +184,7 @@ impl<'a> ByTokens<'a> {
 }
 
 /// Where a replica serves, at ports that no relay and no other replica has.
-fn address(first: u16, replica: u8) -> SocketAddr {
+pub(crate) fn address(first: u16, replica: u8) -> SocketAddr {
     SocketAddr::from((ROUTER.v4, first + u16::from(replica)))
 }
 

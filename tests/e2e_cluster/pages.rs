@@ -33,6 +33,7 @@ fn look(it: &Context<'_>) -> Result<()> {
     ] {
         ensure!(said.contains(object), "{object} is not in what the page shows: {said}");
     }
+    sheave(it)?;
     let logs = typed(it, "docs/troubleshooting.md", "logs")?;
     ensure!(logs.lines().filter(|line| line.contains("\"level\"")).count() > 3, "{logs}");
     let service = it.fixture.api.read("Service", "sheave-system", "sheave-discovery")?;
@@ -46,6 +47,26 @@ fn look(it: &Context<'_>) -> Result<()> {
         // The manifest's capabilities are enough for eBPF, unless somebody asked for userspace.
         let ebpf = ["\"mode\": \"ebpf\"", "\"reason\": \"asked for\""].iter().any(|it| said.contains(it));
         ensure!(ebpf, "{}: {said}", node.name);
+    }
+    Ok(())
+}
+
+/// The command: by port-forwards to controllers, and inside a proxy's pod.
+fn sheave(it: &Context<'_>) -> Result<()> {
+    let here =
+        format!("export PATH=$PWD/target/debug:$PATH; {}", pages::commands("docs/troubleshooting.md", "sheave")?);
+    let said = shell(it, "world", &here)?;
+    let all = it.nodes().len();
+    for part in [
+        format!("proxies: {all} of {all} have a stream"),
+        format!("programmed: {all} of {all} nodes"),
+        "10.96.0.10:53/UDP".to_owned(),
+    ] {
+        ensure!(said.contains(&part), "{part:?} is not in what it says: {said}");
+    }
+    let inside = typed(it, "docs/troubleshooting.md", "sheave-node")?;
+    for part in ["programmed: 1 of 1 nodes", "all five that a proxy needs", "port 15020: sheave-proxy has it"] {
+        ensure!(inside.contains(part), "{part:?} is not in what it says: {inside}");
     }
     Ok(())
 }

@@ -71,7 +71,7 @@ fn the_controller_is_nobody_and_the_proxy_has_no_account() {
         assert_eq!(proxy["automountServiceAccountToken"], false);
         let bound = objects.iter().flat_map(|object| items(&object["subjects"]));
         let names: BTreeSet<_> = bound.map(|subject| text(&subject["name"])).collect();
-        assert_eq!(names, BTreeSet::from(["sheave-controller"]), "whoever else has rights");
+        assert_eq!(names, BTreeSet::from(["sheave-cli", "sheave-controller"]), "whoever else has rights");
     }
 }
 

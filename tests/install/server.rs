@@ -127,6 +127,7 @@ fn rights(shell: &Shell, _: &Kube) -> Result<()> {
     for granted in [
         "get namespaces/kube-system",
         "create tokenreviews.authentication.k8s.io",
+        "create subjectaccessreviews.authorization.k8s.io",
         "create leases -n sheave-system",
         "update leases/sheave-controller -n sheave-system",
         "update secrets/sheave-ca -n sheave-system",
@@ -146,6 +147,11 @@ fn rights(shell: &Shell, _: &Kube) -> Result<()> {
         "create serviceaccounts/sheave-proxy --subresource=token -n sheave-system",
     ] {
         ensure!(!may(refused)?, "{refused} is granted");
+    }
+    let operator = "system:serviceaccount:sheave-system:sheave-cli";
+    for (what, expected) in [("get status.sheave.io", "yes"), ("get nodes", "no"), ("list pods -A", "no")] {
+        let said = shell.run(&format!("kubectl auth can-i --as={operator} {what} 2>/dev/null || true"))?;
+        ensure!(said.trim() == expected, "the operator's account, {what}: {said}");
     }
     let proxy = "system:serviceaccount:sheave-system:sheave-proxy";
     let said = shell.run(&format!("kubectl auth can-i --as={proxy} get nodes 2>/dev/null || true"))?;

@@ -1,20 +1,16 @@
 //! The /debug pages, as JSON.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use sheave_api::decode_resource;
 use sheave_index::{Condition, Kind, ObjectKey};
 use sheave_model::{NodeFacts, Resource, ResourceKey, Service, claims};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use crate::engine::Question;
+use crate::engine::{self, Question};
 use crate::publish::Publisher;
 use crate::serve::Nodes;
-
-/// The index task answers within this time, once there is one and it isn't overrun.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The catalog: every resource with its hash and size, the view it was computed from, and who receives it.
 pub(super) fn snapshot(publisher: &Publisher, nodes: &Nodes) -> Value {
@@ -42,12 +38,7 @@ pub(super) fn snapshot(publisher: &Publisher, nodes: &Nodes) -> Value {
 /// Every Service with its frontends, endpoints and what is wrong with it; what is wrong elsewhere beside it. `None` while no
 /// source is being read, or when the index task has no time to answer.
 pub(super) async fn services(publisher: &Publisher, questions: &mpsc::Sender<Question>) -> Option<Value> {
-    let (question, answer) = oneshot::channel();
-    let asked = async {
-        questions.send(question).await.ok()?;
-        answer.await.ok()
-    };
-    let wrong = tokio::time::timeout(PATIENCE, asked).await.ok()??;
+    let wrong = engine::wrong(questions).await?;
     let mut of: BTreeMap<ObjectKey, Vec<Value>> = BTreeMap::new();
     for condition in &wrong.conditions {
         of.entry(condition.object.clone()).or_default().push(condition_json(condition));

@@ -9,7 +9,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::init::NODE_SUFFIX;
+use crate::init::{NODE_SUFFIX, OPERATOR_NAME};
 use crate::trust::{Refused, Reviewer};
 
 /// The other end of a connection.
@@ -49,14 +49,11 @@ impl Peer {
         if extensions.get::<UdsConnectInfo>().is_some() {
             return Ok(Self::Local);
         }
-        let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
-        let token = header.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim).unwrap_or_default();
-        if token.is_empty() {
-            return Err(Status::unauthenticated("no token was sent; give the proxy --token-file"));
-        }
-        reviewer.review(token).await.map(Self::Reviewed).map_err(|refused| match refused {
-            Refused::Token(why) => Status::unauthenticated(why),
-            Refused::Unknown(_) => Status::unavailable(refused.to_string()),
+        reviewer.review(&token(metadata, "give the proxy --token-file")?).await.map(Self::Reviewed).map_err(|refused| {
+            match refused {
+                Refused::Token(why) => Status::unauthenticated(why),
+                Refused::Unknown(_) => Status::unavailable(refused.to_string()),
+            }
         })
     }
 
@@ -73,6 +70,17 @@ impl Peer {
             _ => None,
         });
         Ok(Self::Certified { common_names, dns_names: dns.collect() })
+    }
+
+    /// Whether it may ask about all nodes: a process of this machine, or the holder of the operator's certificate.
+    pub(super) fn may_operate(&self) -> Result<(), Status> {
+        match self {
+            Self::Local => Ok(()),
+            Self::Certified { dns_names, .. } if dns_names.iter().any(|name| name == OPERATOR_NAME) => Ok(()),
+            Self::Certified { .. } | Self::Reviewed(_) => Err(Status::permission_denied(
+                "a node's certificate speaks for its node only; use the operator's, which `sheave-controller init` makes",
+            )),
+        }
     }
 
     /// Whether it may speak for a node: by the DNS names where there are any, else by the common name.
@@ -100,6 +108,16 @@ impl Peer {
     }
 }
 
+/// The token that came with a request; `remedy` says what to do where there is none.
+pub(super) fn token(metadata: &MetadataMap, remedy: &str) -> Result<String, Status> {
+    let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
+    let token = header.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim).unwrap_or_default();
+    if token.is_empty() {
+        return Err(Status::unauthenticated(format!("no token was sent; {remedy}")));
+    }
+    Ok(token.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, DnType, KeyPair};
@@ -121,6 +139,16 @@ mod tests {
         for other in ["b", "", "a.nodes.sheave", "nodes.sheave"] {
             assert_eq!(a.may_be(other).unwrap_err().code(), Code::PermissionDenied, "{other}");
         }
+    }
+
+    #[test]
+    fn only_the_operators_certificate_asks_about_all_nodes() {
+        assert!(Peer::Local.may_operate().is_ok());
+        assert!(peer("operator", &[OPERATOR_NAME]).may_operate().is_ok());
+        for (name, names) in [("a", &["a.nodes.sheave"][..]), (OPERATOR_NAME, &[])] {
+            assert_eq!(peer(name, names).may_operate().unwrap_err().code(), Code::PermissionDenied, "{name}");
+        }
+        assert!(peer("operator", &[OPERATOR_NAME]).may_be("operator").is_err());
     }
 
     #[test]

@@ -9,12 +9,13 @@ use std::time::Duration;
 use anyhow::Context;
 use sheave_api::MAX_MESSAGE_BYTES;
 use sheave_api::proto::discovery_server::DiscoveryServer;
+use sheave_api::proto::operations_server::OperationsServer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Router, TcpIncoming};
 use tonic::transport::{Certificate, Identity, Server as Transport, ServerTlsConfig};
 
-use super::{Server, handshake};
+use super::{Desk, Server, handshake};
 use crate::config::ConfigError;
 use crate::trust::Serving;
 
@@ -24,7 +25,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// And is closed when no answer comes within this time.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A proxy needs one stream at a time.
+/// A proxy needs one stream at a time, an operator's command a few calls.
 const STREAMS_PER_CONNECTION: u32 = 8;
 
 /// A TLS handshake takes at most this long.
@@ -37,8 +38,10 @@ fn transport() -> Transport {
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
 }
 
-fn service(server: Server) -> DiscoveryServer<Server> {
-    DiscoveryServer::new(server).max_decoding_message_size(MAX_MESSAGE_BYTES)
+/// What is served everywhere: proxies' streams, and operators' calls where there is a desk for them.
+fn services(transport: &mut Transport, server: Server, desk: Option<Desk>) -> Router {
+    let discovery = DiscoveryServer::new(server).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    transport.add_service(discovery).add_optional_service(desk.map(OperationsServer::new))
 }
 
 /// Resolves once the program ends.
@@ -51,6 +54,7 @@ async fn stopped(server: Server) {
 /// Binds at once, then serves over TLS until the program ends. Proxies must present a certificate of our CA.
 pub(crate) async fn serve_tls(
     server: Server,
+    desk: Option<Desk>,
     address: SocketAddr,
     tls_dir: &Path,
 ) -> anyhow::Result<(SocketAddr, impl Future<Output = anyhow::Result<()>> + Send + use<>)> {
@@ -72,7 +76,7 @@ pub(crate) async fn serve_tls(
     let (listener, address) = bind(address).await?;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let end = stopped(server.clone());
-    let router = transport.add_service(service(server));
+    let router = services(&mut transport, server, desk);
     Ok((address, async move {
         router.serve_with_incoming_shutdown(incoming, end).await.context("discovery over TLS failed")
     }))
@@ -81,13 +85,14 @@ pub(crate) async fn serve_tls(
 /// The same with a certificate that may change while it serves; proxies prove themselves by tokens.
 pub(crate) async fn serve_trusted(
     server: Server,
+    desk: Option<Desk>,
     address: SocketAddr,
     serving: Arc<Serving>,
 ) -> anyhow::Result<(SocketAddr, impl Future<Output = anyhow::Result<()>> + Send + use<>)> {
     let (listener, address) = bind(address).await?;
     let incoming = handshake::incoming(listener, serving, server.metrics.clone())?;
     let end = stopped(server.clone());
-    let router = transport().add_service(service(server));
+    let router = services(&mut transport(), server, desk);
     Ok((address, async move {
         router.serve_with_incoming_shutdown(incoming, end).await.context("discovery over TLS failed")
     }))
@@ -104,10 +109,11 @@ async fn bind(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> 
 /// Serves on a unix socket until the program ends. Whoever may open its file is trusted.
 pub(crate) fn serve_unix(
     server: Server,
+    desk: Option<Desk>,
     listener: UnixListener,
 ) -> impl Future<Output = anyhow::Result<()>> + Send + use<> {
     let incoming = UnixListenerStream::new(listener);
     let end = stopped(server.clone());
-    let router = transport().add_service(service(server));
+    let router = services(&mut transport(), server, desk);
     async move { router.serve_with_incoming_shutdown(incoming, end).await.context("discovery on the unix socket failed") }
 }

@@ -1,10 +1,13 @@
-//! Serves discovery: one gRPC stream per proxy, over TLS with client certificates or tokens, and over a unix socket.
+//! Serves discovery: one gRPC stream per proxy, over TLS with client certificates or tokens, and over a unix socket. Beside it,
+//! what operators ask (`operations`), of proxies too (`relay`).
 
 mod auth;
 mod gate;
 mod handshake;
 mod listen;
 mod nodes;
+mod operations;
+mod relay;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -29,6 +32,7 @@ use tracing::warn;
 use self::auth::Peer;
 pub(crate) use self::listen::{serve_tls, serve_trusted, serve_unix};
 pub(crate) use self::nodes::Nodes;
+pub(crate) use self::operations::Desk;
 pub(crate) use self::unix::{BoundPath, bind_unix};
 use crate::metrics::Metrics;
 use crate::publish::Publisher;

@@ -6,8 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use sheave_api::proto;
 use sheave_model::{ContentHash, ResourceKey};
+use tokio::sync::mpsc;
 
+use super::relay::{Relay, Relayed};
 use crate::metrics::Metrics;
 
 /// Refusals that are kept per node; more are counted only.
@@ -32,9 +35,22 @@ pub(crate) struct Stream {
     nacks: Mutex<BTreeMap<ResourceKey, String>>,
     /// The CAs that the node says it trusts.
     trusted: Mutex<Option<ContentHash>>,
+    questions: mpsc::Sender<Relayed>,
 }
 
 impl Stream {
+    fn to_proto(&self) -> proto::NodeStream {
+        let refused = self.nacks().iter().map(|(key, reason)| refused(key, reason)).collect();
+        proto::NodeStream {
+            node: self.node.clone(),
+            version: self.version.clone(),
+            connected_seconds: self.since.elapsed().as_secs(),
+            sent: self.sent.load(Ordering::Relaxed),
+            programmed: self.acked.load(Ordering::Relaxed),
+            refused,
+        }
+    }
+
     /// Notes which CAs the node trusts.
     pub(crate) fn trusts(&self, ca_hash: ContentHash) {
         *self.trusted.lock().unwrap_or_else(PoisonError::into_inner) = Some(ca_hash);
@@ -102,7 +118,8 @@ impl Nodes {
     }
 
     /// Adds a stream until the returned guard is dropped.
-    pub(crate) fn enter(self: &Arc<Self>, node: &str, version: &str, place: u64) -> Entered {
+    pub(crate) fn enter(self: &Arc<Self>, node: &str, version: &str, place: u64) -> (Entered, Relay) {
+        let (questions, relay) = Relay::new();
         let stream = Arc::new(Stream {
             node: node.to_owned(),
             version: short(version),
@@ -111,11 +128,41 @@ impl Nodes {
             acked: AtomicU64::new(0),
             nacks: Mutex::default(),
             trusted: Mutex::default(),
+            questions,
         });
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, stream.clone());
         self.metrics.subscribers.inc();
-        Entered { id, nodes: self.clone(), stream }
+        (Entered { id, nodes: self.clone(), stream }, relay)
+    }
+
+    /// One stream for each node: the newest, where a node has come again before its last stream was found dead.
+    fn newest(&self) -> BTreeMap<String, Arc<Stream>> {
+        self.lock().values().map(|stream| (stream.node.clone(), stream.clone())).collect()
+    }
+
+    /// Where questions to a node go, while it has a stream.
+    pub(super) fn questions(&self, node: &str) -> Option<mpsc::Sender<Relayed>> {
+        let streams = self.lock();
+        streams.values().rfind(|stream| stream.node == node).map(|stream| stream.questions.clone())
+    }
+
+    /// All of them, for operators.
+    pub(super) fn to_proto(&self) -> Vec<proto::NodeStream> {
+        self.newest().values().map(|stream| stream.to_proto()).collect()
+    }
+
+    /// How far each node has come, and who refused what.
+    pub(super) fn progress(&self) -> Progress {
+        let mut progress = Progress::default();
+        for (node, stream) in self.newest() {
+            progress.places.push(stream.acked.load(Ordering::Relaxed));
+            for key in stream.nacks().keys() {
+                progress.refused.entry(key.clone()).or_default().push(node.clone());
+            }
+        }
+        progress.places.sort_unstable();
+        progress
     }
 
     /// The place of the slowest stream.
@@ -146,6 +193,27 @@ impl Nodes {
         };
         self.lock().values().map(one).collect()
     }
+}
+
+/// What all nodes have, at one moment.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Sorted.
+    places: Vec<u64>,
+    refused: BTreeMap<ResourceKey, Vec<String>>,
+}
+
+impl Progress {
+    /// On how many nodes a resource is programmed that changed last at `revision`, and which refuse it.
+    pub(super) fn of(&self, key: &ResourceKey, revision: u64) -> (usize, &[String]) {
+        let refused = self.refused.get(key).map(Vec::as_slice).unwrap_or_default();
+        let there = self.places.len() - self.places.partition_point(|&place| place < revision);
+        (there.saturating_sub(refused.len()), refused)
+    }
+}
+
+fn refused(key: &ResourceKey, reason: &str) -> proto::Refused {
+    proto::Refused { resource: key.to_string(), reason: reason.to_owned() }
 }
 
 /// A stream that is on the list.
@@ -180,7 +248,7 @@ mod tests {
     fn a_stream_is_listed_while_it_lives_and_its_refusals_are_bounded() {
         let metrics = Arc::new(Metrics::new());
         let nodes = Arc::new(Nodes::new(metrics.clone()));
-        let entered = nodes.enter("a", &"v".repeat(1000), 5);
+        let (entered, _relay) = nodes.enter("a", &"v".repeat(1000), 5);
         let key = |number: usize| ResourceKey::Node(number.to_string().into());
         (0..1000).for_each(|number| entered.stream.refused(key(number), "no"));
         assert_eq!(entered.stream.nacks().len(), MAX_NACKS);
@@ -190,5 +258,22 @@ mod tests {
         assert_eq!(nodes.to_json()[0]["version"].as_str().map(str::len), Some(MAX_TEXT));
         drop(entered);
         assert_eq!((nodes.slowest(), metrics.subscribers.get()), (None, 0));
+    }
+
+    #[test]
+    fn a_resource_is_programmed_where_its_revision_is_reached_and_nobody_refused_it() {
+        let nodes = Arc::new(Nodes::new(Arc::new(Metrics::new())));
+        let streams: Vec<_> = ["a", "b", "b", "c"].into_iter().map(|node| nodes.enter(node, "1", 0)).collect();
+        for ((entered, _), place) in streams.iter().zip([5, 9, 7, 3]) {
+            entered.stream.acked.store(place, Ordering::Relaxed);
+        }
+        let key = ResourceKey::Cluster;
+        streams[0].0.stream.refused(key.clone(), "no");
+        let progress = nodes.progress();
+        assert_eq!(progress.of(&key, 5), (1, ["a".to_owned()].as_slice()));
+        assert_eq!(progress.of(&ResourceKey::Node("a".into()), 3).0, 3, "b counts once");
+        assert_eq!(progress.of(&ResourceKey::Node("a".into()), 8).0, 0, "b's older stream says nothing");
+        assert_eq!(nodes.to_proto().len(), 3);
+        assert!(nodes.questions("c").is_some() && nodes.questions("d").is_none());
     }
 }

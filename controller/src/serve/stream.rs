@@ -1,4 +1,5 @@
-//! One proxy's stream: Hello, the gate, the directory, the first series, then changes as they come; acks in return.
+//! One proxy's stream: Hello, the gate, the directory, the first series, then changes as they come; acks in return. Operators'
+//! questions go between them.
 //!
 //! At most [`IN_FLIGHT`] updates are unacknowledged. Beyond that a proxy's queue is its place in the catalog's log, where
 //! changes coalesce. One task owns all of a stream's state.
@@ -20,6 +21,7 @@ use tracing::{debug, info, warn};
 use super::auth::Peer;
 use super::gate::{self, Pass};
 use super::nodes::Entered;
+use super::relay::Relay;
 use super::{CATCH_UP, HELLO_TIMEOUT, Server};
 use crate::publish::{Chunk, First, Lost};
 
@@ -52,7 +54,7 @@ pub(super) async fn run(
     let known = known(&std::mem::take(&mut hello.known));
     let first = server.publisher.read(|catalog, _, _| catalog.shelf()).first(&hello.node, &known);
     drop(known);
-    let entered = server.nodes.enter(&hello.node, &hello.version, first.place);
+    let (entered, relay) = server.nodes.enter(&hello.node, &hello.version, first.place);
     info!(node = hello.node, version = hello.version, "a proxy subscribed");
     let mut subscriber = Subscriber {
         server,
@@ -60,6 +62,7 @@ pub(super) async fn run(
         place: first.place,
         first: Some(first),
         entered,
+        relay,
         nonce: 0,
         in_flight: VecDeque::new(),
     };
@@ -73,7 +76,7 @@ async fn hello(incoming: &mut Streaming<FromProxy>) -> Result<Hello, Status> {
     match first {
         Some(Incoming::Hello(hello)) if !hello.node.is_empty() => Ok(hello),
         Some(Incoming::Hello(_)) => Err(Status::invalid_argument("Hello names no node")),
-        Some(Incoming::Ack(_) | Incoming::Remembered(_)) | None => {
+        Some(Incoming::Ack(_) | Incoming::Remembered(_) | Incoming::Answer(_)) | None => {
             Err(Status::invalid_argument("the first message is no Hello"))
         }
     }
@@ -117,8 +120,9 @@ struct Subscriber<'a> {
     /// The first series, while it lasts.
     first: Option<First>,
     entered: Entered,
+    relay: Relay,
     nonce: u64,
-    /// Nonces of unacknowledged updates, and the place each ended at.
+    /// Nonces of unacknowledged updates, and the place each ended at; 0 before the end of the first series.
     in_flight: VecDeque<(u64, u64)>,
 }
 
@@ -129,9 +133,11 @@ impl Subscriber<'_> {
         let mut directory = self.server.directory.clone();
         let mut news = Some(directory.borrow_and_update().clone());
         let mut more = true;
+        let mut asked = None;
         let mut heartbeat = Instant::now() + HEARTBEAT;
         loop {
             let may_send = more && self.in_flight.len() < IN_FLIGHT;
+            let may_ask = asked.is_none() && self.relay.may_ask();
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(|&stop| stop) => return Err(ending()),
@@ -142,17 +148,22 @@ impl Subscriber<'_> {
                         let hash = hash.map_err(|error| Status::invalid_argument(format!("Remembered: {error}")))?;
                         self.entered.stream.trusts(hash);
                     }
-                    Some(_) => return Err(Status::invalid_argument("only Ack and Remembered may follow Hello")),
+                    Some(FromProxy { message: Some(Incoming::Answer(answer)) }) => self.relay.answered(answer),
+                    Some(_) => return Err(Status::invalid_argument("only Ack, Remembered and Answer may follow Hello")),
                     None => return Ok(()),
                 },
                 // An error means that its task is gone for good, with the program.
                 Ok(()) = directory.changed() => news = Some(directory.borrow_and_update().clone()),
-                permit = outgoing.reserve(), if news.is_some() || may_send => {
+                permit = outgoing.reserve(), if news.is_some() || asked.is_some() || may_send => {
                     let Ok(permit) = permit else { return Ok(()) };
                     if let Some(news) = news.take() {
                         if news.is_complete() {
                             permit.send(Ok(FromController { message: Some(Outgoing::Directory(news.to_proto())) }));
                         }
+                        continue;
+                    }
+                    if let Some(question) = asked.take() {
+                        permit.send(Ok(FromController { message: Some(Outgoing::Question(self.relay.ask(question))) }));
                         continue;
                     }
                     changes.borrow_and_update();
@@ -165,6 +176,7 @@ impl Subscriber<'_> {
                         None => more = false,
                     }
                 }
+                question = self.relay.next(), if may_ask => asked = Some(question),
                 changed = changes.changed(), if !more => match changed {
                     Ok(()) => more = true,
                     Err(_) => return Err(ending()),
@@ -194,6 +206,11 @@ impl Subscriber<'_> {
         self.entered.stream.sent.store(self.place, Ordering::Relaxed);
         let ends_first = self.first.is_some() && chunk.complete;
         if chunk.is_empty() && self.first.is_none() {
+            // What was passed over concerns other nodes, so there is nothing to wait for.
+            match self.in_flight.back_mut() {
+                Some((_, place)) => *place = self.place,
+                None => self.entered.stream.acked.store(self.place, Ordering::Relaxed),
+            }
             return Ok(None);
         }
         if ends_first {
@@ -220,7 +237,9 @@ impl Subscriber<'_> {
 
     fn next_nonce(&mut self) -> u64 {
         self.nonce += 1;
-        self.in_flight.push_back((self.nonce, self.place));
+        // Half of a first series is no state that could be said to be programmed.
+        let place = if self.first.is_some() { 0 } else { self.place };
+        self.in_flight.push_back((self.nonce, place));
         self.nonce
     }
 

@@ -56,7 +56,7 @@ impl World {
             directory: watch::Sender::new(Arc::default()).subscribe(),
             stopping: world.stop.subscribe(),
         };
-        tokio::spawn(serve_unix(server, bind_unix(&world.path).unwrap().0));
+        tokio::spawn(serve_unix(server, None, bind_unix(&world.path).unwrap().0));
         world
     }
 

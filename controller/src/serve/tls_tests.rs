@@ -56,7 +56,7 @@ async fn a_node_subscribes_with_its_own_certificate_only() {
     let directory = watch::Sender::new(Arc::default()).subscribe();
     let server = Server { publisher, nodes, relist, metrics: metrics.clone(), reviewer: None, directory, stopping };
     let any = "127.0.0.1:0".parse().unwrap();
-    let (address, serving) = serve_tls(server, any, ours.path()).await.unwrap();
+    let (address, serving) = serve_tls(server, None, any, ours.path()).await.unwrap();
     tokio::spawn(serving);
 
     let own = ours.path().join("nodes/a");

@@ -52,7 +52,7 @@ async fn world() -> World {
         directory: directory.subscribe(),
         stopping,
     };
-    let (address, serve) = serve_trusted(server, "127.0.0.1:0".parse().unwrap(), serving.clone()).await.unwrap();
+    let (address, serve) = serve_trusted(server, None, "127.0.0.1:0".parse().unwrap(), serving.clone()).await.unwrap();
     tokio::spawn(serve);
     World { address, serving, directory, nodes, metrics, _stop: stop }
 }

@@ -122,7 +122,7 @@ async fn a_deleted_secret_means_a_new_ca_that_nodes_learn_of_first() {
     leader.looks().await;
     assert_eq!(leader.trust.metrics.ca_unacknowledged.get(), 1, "n1 has not acknowledged");
     // The node is the other replica's, which tells the leader by its Lease.
-    let entered = other.trust.nodes.enter("n1", "v", 0);
+    let (entered, _relay) = other.trust.nodes.enter("n1", "v", 0);
     entered.stream.trusts(other.directory().ca_hash());
     other.looks().await;
     leader.looks().await;

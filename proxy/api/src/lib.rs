@@ -1,5 +1,5 @@
-//! The wire between a controller and its proxies: the generated messages of `proto/discovery.proto`, and conversions
-//! between them and the model.
+//! The wire between a controller and its proxies, and between operators and both: the generated messages of `proto/`, and
+//! conversions between them and the model.
 //!
 //! Resources travel encoded and hashed (`resource`), so that one encoding serves all subscribers and a proxy can say what it
 //! holds by hashes alone. Whatever comes in is checked resource by resource (`update`): one that can't be right is refused
@@ -15,7 +15,7 @@ mod resource;
 mod update;
 mod view;
 
-/// The messages and the service, generated from `proto/discovery.proto`.
+/// The messages and the services, generated from `proto/discovery.proto` and `proto/operations.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
 pub mod proto {
     include!("gen/sheave.discovery.v1.rs");
@@ -36,3 +36,9 @@ pub const MAX_RESOURCE_BYTES: usize = 8 << 20;
 
 /// The largest message that either side decodes: a Hello that names 150,000 resources, or one resource and its framing.
 pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// About the most bytes in one part of an answer to an operator; a part is one Service more at most.
+pub const MAX_PART_BYTES: usize = 64 << 10;
+
+/// The most bytes of a whole answer of one node; what is beyond is left out and said to be.
+pub const MAX_ANSWER_BYTES: usize = 16 << 20;

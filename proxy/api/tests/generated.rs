@@ -1,4 +1,4 @@
-//! The committed code is what `proto/discovery.proto` gives. After a change of the protocol,
+//! The committed code is what `proto/` gives. After a change of the protocol,
 //! `SHEAVE_WRITE_GENERATED=1 cargo test -p sheave-api --test generated` writes it anew.
 
 use std::path::Path;
@@ -16,14 +16,15 @@ fn the_committed_code_is_what_the_protocol_gives() {
     let old = std::fs::read_to_string(&committed).expect("the committed file is there");
     assert!(
         old == fresh,
-        "proxy/api/src/gen/{FILE} is not what proto/discovery.proto gives; write it anew with \
+        "proxy/api/src/gen/{FILE} is not what proto/ gives; write it anew with \
          SHEAVE_WRITE_GENERATED=1 cargo test -p sheave-api --test generated"
     );
 }
 
 fn generate(root: &Path) -> String {
     let out = tempfile::tempdir().expect("a temporary folder");
-    let files = protox::compile(["discovery.proto"], [root.join("proto")]).expect("the protocol compiles");
+    let files =
+        protox::compile(["discovery.proto", "operations.proto"], [root.join("proto")]).expect("the protocol compiles");
     tonic_prost_build::configure()
         .bytes(".")
         .btree_map(".")

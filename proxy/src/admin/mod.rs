@@ -1,6 +1,7 @@
 //! What an operator and a scraper see. On TCP: metrics and health, nothing else. On a unix socket (0600): /debug, and the
-//! one thing that can be changed, the log level.
+//! one thing that can be changed, the log level. What operators ask (`answers`) comes by the socket or by a controller.
 
+mod answers;
 mod debug;
 mod http;
 mod pages;
@@ -10,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use sheave_model::Snapshot;
 use tokio::sync::watch;
 
@@ -21,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::status::Status;
 use crate::supervise::Shutdown;
 
+pub(crate) use answers::{AnswerParts, answer};
 pub(crate) use http::{serve_tcp, serve_unix};
 
 /// Brings numbers that live elsewhere, such as in kernel maps, into their metrics.
@@ -72,6 +74,14 @@ impl Admin {
     pub(crate) fn own(&self, snapshots: watch::Receiver<Arc<Snapshot>>, refresh: Vec<Refresh>) {
         // A second call could only come from a mistake in main, and the first parts are the true ones.
         let _ = self.parts.set(Parts { snapshots, refresh });
+    }
+
+    /// Brings the metrics up to date.
+    async fn refresh(&self) {
+        if let Some(parts) = self.parts.get() {
+            self.metrics.services.retain(&self.snapshot());
+            join_all(parts.refresh.iter().map(|refresh| refresh())).await;
+        }
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {

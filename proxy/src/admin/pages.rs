@@ -3,14 +3,18 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::stream;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use prost::Message;
 use serde_json::json;
+use sheave_api::proto::node_question::What;
+use sheave_api::proto::{NodeQuestion, NodeStatusWanted, ServiceFilter};
 
-use super::{Admin, Listener, debug};
+use super::{Admin, Listener, answers, debug};
 use crate::metrics::Page;
 use crate::status::Source;
 
@@ -43,6 +47,12 @@ pub(super) async fn answer<B>(admin: &Admin, listener: &Listener, request: &Requ
         (Listener::Socket(_), "/debug/config") => json_page(StatusCode::OK, &json!(*admin.config)),
         (Listener::Socket(_), "/debug/snapshot") => debug::snapshot(admin),
         (Listener::Socket(_), "/debug/services") => debug::services(admin),
+        (Listener::Socket(_), "/operations/status") => operation(admin, What::Status(NodeStatusWanted {})).await,
+        (Listener::Socket(_), "/operations/services") => {
+            let given = |name| parameter(request.uri().query(), name).unwrap_or_default();
+            let filter = ServiceFilter { namespace: given("namespace="), name: given("name=") };
+            operation(admin, What::Services(filter)).await
+        }
         _ => text(StatusCode::NOT_FOUND, "no such page\n".to_owned()),
     }
 }
@@ -80,10 +90,7 @@ fn ready(admin: &Admin) -> Response<Body> {
 }
 
 async fn metrics(admin: &Admin) -> Response<Body> {
-    if let Some(parts) = admin.parts.get() {
-        admin.metrics.services.retain(&admin.snapshot());
-        join_all(parts.refresh.iter().map(|refresh| refresh())).await;
-    }
+    admin.refresh().await;
     if let Some(compat) = &admin.metrics.compat {
         compat.refresh(&admin.snapshot(), &admin.config.node.name);
     }
@@ -102,9 +109,7 @@ async fn metrics(admin: &Admin) -> Response<Body> {
 }
 
 fn log_level(admin: &Admin, query: Option<&str>) -> Response<Body> {
-    let filter =
-        query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("filter=")).map(percent_decoded);
-    let Some(filter) = filter.filter(|filter| !filter.is_empty()) else {
+    let Some(filter) = parameter(query, "filter=").filter(|filter| !filter.is_empty()) else {
         return text(StatusCode::BAD_REQUEST, "give ?filter=, e.g. ?filter=sheave_proxy=debug,info\n".to_owned());
     };
     match admin.log_level.set(&filter) {
@@ -114,6 +119,20 @@ fn log_level(admin: &Admin, query: Option<&str>) -> Response<Body> {
         }
         Err(error) => text(StatusCode::BAD_REQUEST, format!("{error:#}\n")),
     }
+}
+
+/// The parts of an answer (`sheave.discovery.v1.NodeAnswer`), one after the other.
+async fn operation(admin: &Admin, what: What) -> Response<Body> {
+    let parts = answers::answer(admin, &NodeQuestion { node: String::new(), what: Some(what) }).await;
+    let frames = parts.map(|part| Ok::<_, Infallible>(Frame::data(Bytes::from(part.encode_to_vec()))));
+    let mut response = Response::new(StreamBody::new(stream::iter(frames)).boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+    response
+}
+
+/// A parameter of a query, whose name comes with its `=`.
+fn parameter(query: Option<&str>, name: &str) -> Option<String> {
+    query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix(name)).map(percent_decoded)
 }
 
 /// RFC 3986 section 2.1; what isn't an escape stands for itself.
@@ -178,6 +197,8 @@ mod tests {
             ("/debug/config", 404, 404),
             ("/debug/snapshot", 404, 404),
             ("/debug/services", 404, 404),
+            ("/operations/status", 404, 404),
+            ("/operations/services", 404, 404),
         ] {
             assert_eq!(get(&admin, &tcp, path).await.0.as_u16(), on_admin, "{path}");
             assert_eq!(get(&admin, &health, path).await.0.as_u16(), on_health, "{path}");

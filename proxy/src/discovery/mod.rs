@@ -8,6 +8,7 @@ mod acks;
 mod book;
 mod dial;
 mod directory;
+mod questions;
 mod refuse;
 mod remember;
 mod rotation;
@@ -31,6 +32,7 @@ use crate::supervise::{Shutdown, Stop};
 pub(crate) use book::{Book, Sources};
 pub(crate) use dial::Proof;
 pub(crate) use directory::MAX_CONTROLLERS;
+pub(crate) use questions::Answerer;
 use rotation::{Rotation, Turn};
 use stream::{End, Stream};
 
@@ -48,6 +50,8 @@ pub(crate) struct Client {
     pub(crate) store: StoreHandle,
     /// The revision that every data path has.
     pub(crate) programmed: watch::Receiver<u64>,
+    /// Answers operators.
+    pub(crate) answerer: Answerer,
     pub(crate) metrics: Metrics,
     pub(crate) status: Status,
     pub(crate) shutdown: Shutdown,

@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 use super::Client;
 use super::acks::{Acks, Pending};
 use super::dial::with_causes;
+use super::questions::Questions;
 use super::refuse::{FirstSeries, foreign_nodes, goes_back};
 use super::rotation::Turn;
 use crate::status::unix_nanos;
@@ -65,6 +66,9 @@ pub(super) struct Stream<'a> {
     acks: Acks,
     /// A directory that was learned and is to be acknowledged.
     learned: Option<ContentHash>,
+    questions: Questions,
+    /// A part of an answer to an operator, to be sent.
+    part: Option<proto::Answer>,
 }
 
 impl<'a> Stream<'a> {
@@ -72,7 +76,8 @@ impl<'a> Stream<'a> {
     pub(super) fn new(client: &'a Client, endpoint: String, turn: Turn) -> Self {
         let view = client.store.received.borrow().view.clone();
         let (series, acks) = (FirstSeries::default(), Acks::default());
-        Self { client, endpoint, turn, view, series, acks, learned: None }
+        let questions = Questions::new(client.answerer.clone(), client.metrics.clone());
+        Self { client, endpoint, turn, view, series, acks, learned: None, questions, part: None }
     }
 
     /// Waits until the store has taken in all that this stream brought.
@@ -106,13 +111,14 @@ impl<'a> Stream<'a> {
         loop {
             let ready = self.acks.ready(*programmed.borrow_and_update());
             tokio::select! {
-                permit = outbound.reserve(), if ready || self.learned.is_some() => match permit {
+                permit = outbound.reserve(), if ready || self.learned.is_some() || self.part.is_some() => match permit {
                     Ok(permit) => {
                         self.answer(permit);
                         deadline = tokio::time::Instant::now() + SILENCE;
                     }
                     Err(_) => return self.end("it no longer takes messages".to_owned()),
                 },
+                part = self.questions.next(), if self.part.is_none() => self.part = Some(part),
                 changed = programmed.changed(), if !ready => if changed.is_err() {
                     return self.end("the data paths have ended".to_owned());
                 },
@@ -140,15 +146,19 @@ impl<'a> Stream<'a> {
         if self.series.is_over() { End::AfterServing(why) } else { End::BeforeServing(why) }
     }
 
-    /// Sends what is due: the word on a directory first, since that waits for nothing.
+    /// Sends what is due: the word on a directory first, since that waits for nothing, and what operators asked for last.
     fn answer(&mut self, permit: mpsc::Permit<'_, proto::FromProxy>) {
-        let Some(hash) = self.learned.take() else { return self.acknowledge(permit) };
-        let remembered = proto::Remembered { ca_hash: hash_to_bytes(hash) };
-        permit.send(proto::FromProxy { message: Some(proto::from_proxy::Message::Remembered(remembered)) });
+        if let Some(hash) = self.learned.take() {
+            let remembered = proto::Remembered { ca_hash: hash_to_bytes(hash) };
+            permit.send(proto::FromProxy { message: Some(proto::from_proxy::Message::Remembered(remembered)) });
+        } else if let Some((ack, observed)) = self.acks.pop() {
+            self.acknowledge(permit, ack, observed);
+        } else if let Some(part) = self.part.take() {
+            permit.send(proto::FromProxy { message: Some(proto::from_proxy::Message::Answer(part)) });
+        }
     }
 
-    fn acknowledge(&mut self, permit: mpsc::Permit<'_, proto::FromProxy>) {
-        let Some((ack, observed)) = self.acks.pop() else { return };
+    fn acknowledge(&self, permit: mpsc::Permit<'_, proto::FromProxy>, ack: proto::Ack, observed: u64) {
         permit.send(proto::FromProxy { message: Some(proto::from_proxy::Message::Ack(ack)) });
         let metrics = &self.client.metrics;
         metrics.acks_pending.set(i64::try_from(self.acks.len()).unwrap_or(i64::MAX));
@@ -172,6 +182,10 @@ impl<'a> Stream<'a> {
                         "what this replica says about replicas and CAs can't be used; what was known stands"
                     ),
                 }
+                None
+            }
+            Some(proto::from_controller::Message::Question(question)) => {
+                self.questions.ask(question);
                 None
             }
             None => {

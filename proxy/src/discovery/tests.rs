@@ -133,6 +133,7 @@ impl World {
             patience: None,
             store,
             programmed: programmed.subscribe(),
+            answerer: std::sync::Arc::new(|_| Box::pin(async { Box::new(std::iter::empty()) as _ })),
             metrics,
             status,
             shutdown: Shutdown::new(),

@@ -158,6 +158,7 @@ impl World {
             patience: self.patience,
             store,
             programmed: self.programmed.subscribe(),
+            answerer: std::sync::Arc::new(|_| Box::pin(async { Box::new(std::iter::empty()) as _ })),
             metrics,
             status,
             shutdown,

@@ -51,6 +51,8 @@ pub(crate) struct Metrics {
     pub(crate) acks_pending: IntGauge,
     /// Resources refused.
     pub(crate) nacks: IntCounter,
+    /// Questions of operators that came by a stream, by `result`.
+    pub(crate) operator_questions: IntCounterVec,
     /// By `mode` and `reason`: always 1.
     pub(crate) datapath_info: IntGaugeVec,
     /// By `task`.
@@ -143,6 +145,11 @@ impl Metrics {
             )?,
             acks_pending: gauge("sheave_acks_pending", "Updates that are applied once the data paths have them.")?,
             nacks: counter("sheave_nacks_total", "Resources that this proxy refused; the log says why.")?,
+            operator_questions: counters(
+                "sheave_operator_questions_total",
+                "Questions of operators that came by a controller's stream.",
+                &["result"],
+            )?,
             datapath_info: gauges(
                 "sheave_datapath_info",
                 "Always 1: the data path that was chosen, and why.",
@@ -176,13 +183,18 @@ impl Metrics {
         &self.registry
     }
 
+    /// Every number as it is now.
+    pub(crate) fn gather(&self) -> Vec<prometheus::proto::MetricFamily> {
+        self.registry.gather()
+    }
+
     /// The page in Prometheus' text format.
     ///
     /// # Errors
     /// Where a metric can't be written as text.
     pub(crate) fn page(&self) -> prometheus::Result<Vec<u8>> {
         let mut page = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut page)?;
+        TextEncoder::new().encode(&self.gather(), &mut page)?;
         Ok(page)
     }
 }

@@ -147,11 +147,13 @@ impl Cluster {
         Ok(())
     }
 
-    fn tls(&self) -> PathBuf {
+    /// The folder that `sheave-controller init` has filled; there is one with TLS only.
+    pub fn tls(&self) -> PathBuf {
         self.folder.join("tls")
     }
 
-    fn socket(&self, replica: u8) -> PathBuf {
+    /// Where controller `replica` serves discovery without TLS.
+    pub fn socket(&self, replica: u8) -> PathBuf {
         self.folder.join(format!("discovery{replica}.sock"))
     }
 
@@ -255,21 +257,41 @@ impl Cluster {
         if self.options.tls {
             discovery.extend(["--tls-dir".to_owned(), self.tls().join("nodes").join(&node.name).display().to_string()]);
         }
-        self.start_proxy_that_finds(node, path, cgroup, &discovery)
+        self.start_proxy_that_finds(node, path, (cgroup, &node.bpffs), &discovery)
     }
 
     /// Starts the proxy of a node with the files that a kubelet would mount: `mounted` (a ConfigMap's) and `token`.
     pub fn start_proxy_by_token(&self, node: &Node, mounted: &Path, token: &Path) -> Result<()> {
-        let path = |path: &Path| path.display().to_string();
-        let discovery = ["--discovery-dir".to_owned(), path(mounted), "--token-file".to_owned(), path(token)];
-        self.start_proxy_that_finds(node, self.options.path.name(), &node.cgroup, &discovery)
+        self.start_proxy_by_token_with(node, mounted, token, self.options.path.name(), &node.bpffs)
     }
 
-    fn start_proxy_that_finds(&self, node: &Node, path: &str, cgroup: &Path, discovery: &[String]) -> Result<()> {
+    /// The same with another `--datapath` and `--bpffs`.
+    pub fn start_proxy_by_token_with(
+        &self,
+        node: &Node,
+        mounted: &Path,
+        token: &Path,
+        datapath: &str,
+        bpffs: &Path,
+    ) -> Result<()> {
+        let path = |path: &Path| path.display().to_string();
+        let discovery = ["--discovery-dir".to_owned(), path(mounted), "--token-file".to_owned(), path(token)];
+        self.start_proxy_that_finds(node, datapath, (&node.cgroup, bpffs), &discovery)
+    }
+
+    fn start_proxy_that_finds(
+        &self,
+        node: &Node,
+        path: &str,
+        (cgroup, bpffs): (&Path, &Path),
+        discovery: &[String],
+    ) -> Result<()> {
         let mut command = Command::new(program("sheave-proxy")?);
         let mut arguments = Self::node_arguments(node);
-        if let Some(value) = arguments.iter().position(|argument| argument == "--cgroup").map(|flag| flag + 1) {
-            arguments[value] = cgroup.display().to_string();
+        for (flag, folder) in [("--cgroup", cgroup), ("--bpffs", bpffs)] {
+            if let Some(value) = arguments.iter().position(|argument| argument == flag).map(|flag| flag + 1) {
+                arguments[value] = folder.display().to_string();
+            }
         }
         command.arg("run").args(arguments).args(["--datapath", path]);
         command.args(discovery);
