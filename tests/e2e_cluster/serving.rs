@@ -1,13 +1,12 @@
 //! Which program serves the cluster's Services, and by which data path.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use sheave_harness::cluster::DataPath;
 use sheave_harness::kubelets::fixture::Fixture;
-use sheave_harness::kubelets::page;
-use sheave_harness::metrics::Metrics;
+use sheave_harness::metrics::{self, Metrics};
 use sheave_harness::wait::until;
 
 use crate::shell;
@@ -49,8 +48,6 @@ pub(crate) fn choose(fixture: &Fixture, path: DataPath) -> Result<()> {
 }
 
 /// What a node's proxy measures.
-pub(crate) fn proxy(node: std::net::IpAddr) -> Result<Metrics> {
-    let (status, body) = page::get(SocketAddr::new(node, ADMIN), "/metrics")?;
-    ensure!(status == 200, "metrics of {node}: {status}");
-    Ok(Metrics::parse(&body))
+pub(crate) fn proxy(node: IpAddr) -> Result<Metrics> {
+    metrics::read(SocketAddr::new(node, ADMIN))
 }

@@ -30,7 +30,8 @@ fn roles(it: &Context<'_>) -> Result<()> {
     ready(it)?;
     let objects = objects(it, &format!("kubectl kustomize {OVERLAY}"))?;
     installed(it, &objects)?;
-    let grants = grants::grants(&objects)?;
+    let (asked, grants): (Vec<_>, Vec<_>) = grants::grants(&objects)?.into_iter().partition(Grant::is_asked_for);
+    asked_by_controllers(it, &asked)?;
     all_allowed(&calls(it)?)?;
     a_dead_replica(it)?;
     if !unused(&grants, &calls(it)?).is_empty() {
@@ -48,6 +49,14 @@ fn roles(it: &Context<'_>) -> Result<()> {
         bail!("only the controller has any business with the API server: {call}");
     }
     ready(it)
+}
+
+/// What no call needs, but the answer of a controller to the `sheave` command does: it asks the API server whether the caller may.
+/// Without the rule the answer would be a refusal (tests/golden/cli/user-forbidden.txt).
+fn asked_by_controllers(it: &Context<'_>, grants: &[Grant]) -> Result<()> {
+    let asked: Vec<_> = grants.iter().map(Grant::to_string).collect();
+    ensure!(asked == ["ClusterRole sheave-operator: get status.sheave.io"], "{asked:?}");
+    shell(it, "world", "target/debug/sheave status").map(drop)
 }
 
 fn calls(it: &Context<'_>) -> Result<Vec<Call>> {

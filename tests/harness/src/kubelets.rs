@@ -3,6 +3,5 @@
 
 pub mod check;
 pub mod fixture;
-pub mod page;
 pub mod service;
 pub mod workload;

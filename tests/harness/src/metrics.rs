@@ -77,11 +77,11 @@ pub fn ask_socket(socket: &Path, method: &str, path: &str) -> Result<(u16, Strin
     ask().with_context(|| format!("{method} {path} on {}", socket.display()))
 }
 
-pub(crate) fn request(method: &str, path: &str) -> String {
+fn request(method: &str, path: &str) -> String {
     format!("{method} {path} HTTP/1.0\r\nhost: localhost\r\nconnection: close\r\n\r\n")
 }
 
-pub(crate) fn exchange(mut stream: impl Read + Write, request: &str) -> Result<(u16, String)> {
+fn exchange(mut stream: impl Read + Write, request: &str) -> Result<(u16, String)> {
     stream.write_all(request.as_bytes())?;
     let mut text = Vec::new();
     stream.read_to_end(&mut text)?;
