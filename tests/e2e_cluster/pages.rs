@@ -33,7 +33,7 @@ fn look(it: &Context<'_>) -> Result<()> {
     ] {
         ensure!(said.contains(object), "{object} is not in what the page shows: {said}");
     }
-    sheave(it)?;
+    command(it)?;
     let logs = typed(it, "docs/troubleshooting.md", "logs")?;
     ensure!(logs.lines().filter(|line| line.contains("\"level\"")).count() > 3, "{logs}");
     let service = it.fixture.api.read("Service", "sheave-system", "sheave-discovery")?;
@@ -52,7 +52,7 @@ fn look(it: &Context<'_>) -> Result<()> {
 }
 
 /// The command: by port-forwards to controllers, and inside a proxy's pod.
-fn sheave(it: &Context<'_>) -> Result<()> {
+fn command(it: &Context<'_>) -> Result<()> {
     let here =
         format!("export PATH=$PWD/target/debug:$PATH; {}", pages::commands("docs/troubleshooting.md", "sheave")?);
     let said = shell(it, "world", &here)?;
