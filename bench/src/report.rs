@@ -156,7 +156,7 @@ pub(crate) fn write_json(path: &Path, rows: &[Row]) -> Result<()> {
 }
 
 /// A number with as many digits as are worth reading.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 1e15 => "-".into(),
         v if v >= 100.0 => format!("{value:.0}"),

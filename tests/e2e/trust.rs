@@ -134,7 +134,7 @@ impl<'a> ByTokens<'a> {
         )
     }
 
-    fn mount_data(&self, node: &Node, controllers: &str, ca: &str) -> Result<()> {
+    pub(crate) fn mount_data(&self, node: &Node, controllers: &str, ca: &str) -> Result<()> {
         fs::write(self.mounted(node).join("controllers"), controllers)?;
         Ok(fs::write(self.mounted(node).join("ca.crt"), ca)?)
     }
@@ -156,7 +156,7 @@ impl<'a> ByTokens<'a> {
     }
 
     /// Whether the ConfigMap names both replicas, at ports from `first` on, and a CA.
-    fn lists(&self, first: u16) -> Result<()> {
+    pub(crate) fn lists(&self, first: u16) -> Result<()> {
         let data = self.config_map()?;
         let lines: Vec<_> = data["controllers"].as_str().unwrap_or_default().lines().collect();
         let wanted = [0, 1].map(|replica| address(first, replica).to_string());

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, anyhow};
 
 use super::Part;
 use super::found::{Arm, Found, Round, Served, Timed};
-use crate::report::Row;
+use crate::report::{Row, short};
 use crate::rows::Limit;
 use crate::stats;
 
@@ -71,7 +71,8 @@ fn range(samples: &[f64], unit: &str) -> String {
     let low = samples.iter().copied().fold(f64::INFINITY, f64::min);
     let high = samples.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let median = stats::median(samples).unwrap_or(f64::NAN);
-    if samples.len() == 1 { format!("{median:.1} {unit}") } else { format!("{median:.1} {unit} ({low:.1}..{high:.1})") }
+    let [median, low, high] = [median, low, high].map(short);
+    if samples.len() == 1 { format!("{median} {unit}") } else { format!("{median} {unit} ({low}..{high})") }
 }
 
 /// A row of our own numbers, with kube-proxy's beside it, or why there are none.

@@ -24,8 +24,8 @@ pub(crate) struct Args {
 /// Whom to ask, and how to show it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Common {
-    /// Kubeconfig; without it the usual places
-    #[arg(long, global = true, env = "KUBECONFIG", value_name = "FILE")]
+    /// Kubeconfig; without it the usual places: KUBECONFIG, the home folder, a pod's own account
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
     /// The kubeconfig's context
     #[arg(long, global = true, value_name = "NAME")]

@@ -158,3 +158,44 @@ fn said(status: &tonic::Status) -> String {
         _ => status.message().to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(name: &str, revision: u64, streams: &[(&str, u64, u64)]) -> Asked {
+        let stream = |&(node, connected_seconds, programmed): &(&str, u64, u64)| NodeStream {
+            node: node.to_owned(),
+            connected_seconds,
+            programmed,
+            ..NodeStream::default()
+        };
+        let overview = Overview {
+            revision,
+            nodes: vec!["a".into(), "b".into(), "c".into()],
+            streams: streams.iter().map(stream).collect(),
+            ..Overview::default()
+        };
+        Asked { replica: Replica::unreachable(name), overview: Ok(overview) }
+    }
+
+    #[test]
+    fn a_node_is_asked_by_its_newest_stream_and_one_without_is_known() {
+        let replicas = vec![asked("one", 9, &[("a", 500, 9), ("b", 5, 9)]), asked("two", 40, &[("a", 3, 40)])];
+        let world = World { replicas, behind: BTreeMap::new() };
+        let by: Vec<_> = world.nodes().into_iter().map(|(node, at)| (node, at.map(|(r, _)| r.name.clone()))).collect();
+        let expected = [("a", Some("two")), ("b", Some("one")), ("c", None)];
+        assert_eq!(by, expected.map(|(node, by)| (node.to_owned(), by.map(str::to_owned))));
+    }
+
+    #[test]
+    fn revisions_are_each_replicas_own() {
+        let before = revisions(&[asked("one", 9, &[]), asked("two", 40, &[])]);
+        let now = [asked("one", 12, &[("a", 1, 9), ("b", 1, 7)]), asked("two", 41, &[("c", 1, 40)])];
+        assert_eq!(
+            lag(&now, &before),
+            BTreeMap::from([("b".to_owned(), 2)]),
+            "what came since the first look counts not"
+        );
+    }
+}

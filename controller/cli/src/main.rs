@@ -15,6 +15,7 @@ mod status;
 mod sys;
 mod table;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -83,20 +84,21 @@ async fn run(args: &Args) -> anyhow::Result<Report> {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the program's output")]
 fn show(report: &Report, output: Output) -> ExitCode {
-    match output {
+    let page = match output {
         Output::Json => {
             let mut page = report.json.clone();
             page["findings"] = serde_json::json!(report.findings);
-            println!("{page:#}");
+            format!("{page:#}\n")
         }
         Output::Table | Output::Wide => {
             let findings = finding::lines(&report.findings);
             let gap = if report.text.is_empty() || findings.is_empty() { "" } else { "\n" };
-            print!("{}{gap}{findings}", report.text);
+            format!("{}{gap}{findings}", report.text)
         }
-    }
+    };
+    // Whoever reads may have had enough, as `head` has; the exit code stands.
+    let _ = std::io::stdout().write_all(page.as_bytes());
     if finding::any_error(&report.findings) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 

@@ -7,6 +7,8 @@ mod handshake;
 mod listen;
 mod nodes;
 mod operations;
+#[cfg(test)]
+mod operations_tests;
 mod relay;
 mod stream;
 #[cfg(test)]

@@ -20,14 +20,15 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
 
 use super::stream::IN_FLIGHT;
-use super::{Nodes, Server, bind_unix, serve_unix};
+use super::{Desk, Nodes, Server, bind_unix, serve_unix};
+use crate::engine::{Question, Wrong};
 use crate::metrics::Metrics;
 use crate::publish::{Change, Lists, Publisher, Standing};
 use crate::source::Relist;
 
-struct World {
+pub(super) struct World {
     publisher: Arc<Publisher>,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     relist: Arc<Relist>,
     stop: watch::Sender<bool>,
     path: PathBuf,
@@ -35,7 +36,7 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("discovery.sock");
         let metrics = Arc::new(Metrics::new());
@@ -56,11 +57,19 @@ impl World {
             directory: watch::Sender::new(Arc::default()).subscribe(),
             stopping: world.stop.subscribe(),
         };
-        tokio::spawn(serve_unix(server, None, bind_unix(&world.path).unwrap().0));
+        let (questions, mut asked) = mpsc::channel::<Question>(1);
+        // An index with which nothing is wrong.
+        tokio::spawn(async move {
+            while let Some(question) = asked.recv().await {
+                let _ = question.send(Wrong::default());
+            }
+        });
+        let desk = Desk::new(server.clone(), "test".to_owned(), questions);
+        tokio::spawn(serve_unix(server, Some(desk), bind_unix(&world.path).unwrap().0));
         world
     }
 
-    fn publish(&self, version: u64, changes: Vec<Change>) {
+    pub(super) fn publish(&self, version: u64, changes: Vec<Change>) {
         let lists = Kind::ALL.into_iter().map(|kind| (kind, Lists { begun: 1, ended: 1 })).collect();
         self.publisher.publish(
             changes,
@@ -69,14 +78,17 @@ impl World {
         );
     }
 
-    async fn subscribe(&self, held: &BTreeMap<ResourceKey, ContentHash>, at: View) -> Proxy {
+    pub(super) async fn connect(&self) -> Channel {
         let path = self.path.clone();
         let connect = tower::service_fn(move |_: Uri| {
             let path = path.clone();
             async move { UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
         });
-        let channel: Channel =
-            Endpoint::from_static("http://controller.sheave").connect_with_connector(connect).await.unwrap();
+        Endpoint::from_static("http://controller.sheave").connect_with_connector(connect).await.unwrap()
+    }
+
+    pub(super) async fn subscribe(&self, held: &BTreeMap<ResourceKey, ContentHash>, at: View) -> Proxy {
+        let channel = self.connect().await;
         let (send, receive) = mpsc::channel(16);
         let hello = proto::Hello {
             node: "n1".into(),
@@ -95,14 +107,14 @@ fn view(version: u64) -> View {
     View { source: "a".into(), versions: [("Pod".to_owned(), version)].into() }
 }
 
-struct Proxy {
+pub(super) struct Proxy {
     held: BTreeMap<ResourceKey, ContentHash>,
-    send: mpsc::Sender<proto::FromProxy>,
-    updates: Streaming<proto::FromController>,
+    pub(super) send: mpsc::Sender<proto::FromProxy>,
+    pub(super) updates: Streaming<proto::FromController>,
 }
 
 impl Proxy {
-    async fn update(&mut self) -> Result<proto::Update, Status> {
+    pub(super) async fn update(&mut self) -> Result<proto::Update, Status> {
         let next = tokio::time::timeout(Duration::from_secs(20), self.updates.message());
         let message = next.await.expect("an update comes in time")?.expect("the stream goes on").message;
         let Some(from_controller::Message::Update(update)) = message else { panic!("only updates come") };
@@ -116,13 +128,13 @@ impl Proxy {
         Ok(update)
     }
 
-    async fn ack(&self, nonce: u64, nacks: Vec<proto::Nack>) {
+    pub(super) async fn ack(&self, nonce: u64, nacks: Vec<proto::Nack>) {
         let ack = proto::Ack { nonce, nacks };
         self.send.send(proto::FromProxy { message: Some(from_proxy::Message::Ack(ack)) }).await.unwrap();
     }
 
     /// Takes the first series and acknowledges it. Returns how many chunks it had.
-    async fn first(&mut self) -> usize {
+    pub(super) async fn first(&mut self) -> usize {
         for count in 1.. {
             let update = self.update().await.unwrap();
             self.ack(update.nonce, Vec::new()).await;
@@ -144,7 +156,7 @@ fn blob(size: usize, fill: u8) -> Encoded {
     Encoded { hash: content_hash(&bytes), bytes }
 }
 
-fn node(name: &str) -> Change {
+pub(super) fn node(name: &str) -> Change {
     let facts = Resource::Node(NodeFacts { name: name.into(), ..NodeFacts::default() });
     (facts.key(), Some(encode_resource(&facts)))
 }

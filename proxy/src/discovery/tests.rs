@@ -133,7 +133,10 @@ impl World {
             patience: None,
             store,
             programmed: programmed.subscribe(),
-            answerer: std::sync::Arc::new(|_| Box::pin(async { Box::new(std::iter::empty()) as _ })),
+            answerer: Arc::new(|question| {
+                let parts = vec![proto::NodeAnswer { error: question.node, ..proto::NodeAnswer::default() }; 2];
+                Box::pin(async move { Box::new(parts.into_iter()) as _ })
+            }),
             metrics,
             status,
             shutdown: Shutdown::new(),
@@ -203,6 +206,29 @@ async fn an_update_is_acknowledged_once_it_is_programmed() {
     assert_eq!(world.client.metrics.programming_latency.get_sample_count(), 1);
     assert_eq!(world.client.status.get().source, Source::Controller);
     assert_eq!(world.client.metrics.stream_connected.get(), 1);
+}
+
+#[tokio::test]
+async fn an_operators_question_is_answered_while_an_update_waits_to_be_programmed() {
+    let mut world = World::new(1);
+    let mut controller = Controller::start(&world.socket(0));
+    let mut session = controller.session().await;
+    session.hello().await;
+    session.send(update(7, 1, vec![upsert(service("a", "10.0.0.1"))])).await;
+    world.holds(&["a"]).await;
+    let question = proto::NodeQuestion { node: "n1".to_owned(), what: None };
+    let question = proto::Question { id: 3, question: Some(question) };
+    let message = proto::FromController { message: Some(from_controller::Message::Question(question)) };
+    session.to_proxy.send(Ok(message)).await.unwrap();
+    let mut lasts = Vec::new();
+    for _ in 0..3 {
+        let from_proxy::Message::Answer(answer) = session.next().await else { panic!("no answer") };
+        assert!(answer.id == 3 && answer.part.is_none_or(|part| part.error == "n1"));
+        lasts.push(answer.last);
+    }
+    assert_eq!(lasts, [false, false, true]);
+    world.programmed.send_replace(1);
+    assert_eq!(session.ack().await.nonce, 7);
 }
 
 #[tokio::test]

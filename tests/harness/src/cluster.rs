@@ -185,9 +185,14 @@ impl Cluster {
 
     /// Starts a controller that knows nodes by their tokens, at an address of its own. Such replicas have no relay.
     pub fn start_controller_by_tokens(&self, replica: u8, address: SocketAddr) -> Result<()> {
+        self.start_controller_by_tokens_with(replica, address, &self.source.arguments())
+    }
+
+    /// The same with source arguments of its own.
+    pub fn start_controller_by_tokens_with(&self, replica: u8, address: SocketAddr, source: &[String]) -> Result<()> {
         let address = address.to_string();
         let discovery = ["--trust", "kube", "--listen", &address, "--advertise", &address].map(str::to_owned);
-        self.start_controller_that_serves(replica, &self.source.arguments(), &discovery)
+        self.start_controller_that_serves(replica, source, &discovery)
     }
 
     fn start_controller_that_serves(&self, replica: u8, source: &[String], discovery: &[String]) -> Result<()> {

@@ -35,6 +35,13 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
+    /// One that nobody can be asked.
+    #[cfg(test)]
+    pub(crate) fn unreachable(name: &str) -> Self {
+        let (channel, patience) = (Err("there is no way to it".to_owned()), Duration::from_secs(1));
+        Self { name: name.to_owned(), channel, token: None, patience }
+    }
+
     /// A client of it.
     pub(crate) fn client(&self) -> Result<OperationsClient<Channel>, String> {
         Ok(OperationsClient::new(self.channel.clone()?).max_decoding_message_size(MAX_MESSAGE))

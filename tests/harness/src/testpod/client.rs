@@ -113,13 +113,15 @@ pub(super) fn converse(stream: &TcpStream, ask: &Ask, answer: &mut Answer) -> io
 /// A line that nothing follows before we have said something.
 fn read_only_line(mut stream: &TcpStream) -> io::Result<String> {
     let (mut line, mut have) = ([0; 256], 0);
-    while !line[..have].ends_with(b"\n") {
+    loop {
+        if let Some(end) = line[..have].iter().position(|byte| *byte == b'\n') {
+            return String::from_utf8(line[..end].to_vec()).map_err(io::Error::other);
+        }
         match stream.read(&mut line[have..])? {
             0 => return Err(ErrorKind::UnexpectedEof.into()),
             more => have += more,
         }
     }
-    String::from_utf8(line[..have - 1].to_vec()).map_err(io::Error::other)
 }
 
 /// Byte by byte, so that nothing of the echo that follows is taken along.
