@@ -20,7 +20,7 @@ pub(crate) const CASES: &[Case] = &[
     case("the_api_server_is_gone_for_a_minute_while_a_pod_dies", api_server_gone).long(),
     case("etcd_is_restarted", etcd_restarted).long(),
     case("containerd_is_restarted_on_every_node", containerd_restarted).long(),
-    sheave("both_controllers_are_deleted_at_once", controllers_deleted),
+    sheave("both_controllers_are_deleted_at_once", controllers_deleted).long(),
     sheave("a_proxy_runs_out_of_memory", out_of_memory).long(),
     sheave("the_disk_is_full_when_a_snapshot_is_written", disk_full).long(),
 ];

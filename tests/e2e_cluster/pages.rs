@@ -17,7 +17,7 @@ use crate::traffic::Traffic;
 pub(crate) const CASES: &[Case] = &[
     sheave("what_the_pages_say_to_look_at_can_be_looked_at", look),
     sheave("the_image_can_be_loaded_by_hand", load),
-    sheave("an_image_that_cannot_start_holds_the_rollout_up_and_undo_brings_it_back", cannot_start),
+    sheave("an_image_that_cannot_start_holds_the_rollout_up_and_undo_brings_it_back", cannot_start).long(),
     sheave("the_way_to_kube_proxy_and_back_under_load", switch::there_and_back).long(),
     sheave("removal_and_one_job_a_node_leave_nothing", removal),
 ];

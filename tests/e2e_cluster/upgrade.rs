@@ -10,7 +10,7 @@ use crate::traffic::Traffic;
 
 pub(crate) const CASES: &[Case] = &[
     sheave("every_proxy_is_replaced_and_back_under_load", proxies),
-    sheave("every_controller_is_replaced_and_back_under_load", controllers),
+    sheave("every_controller_is_replaced_and_back_under_load", controllers).long(),
 ];
 
 /// A new template, all of it rolled out; and back.
