@@ -46,7 +46,12 @@ impl Drop for Cluster {
 
 impl Scripts {
     /// With the programs beside this one.
+    ///
+    /// # Errors
+    /// Where the product's image is missing, before minutes have gone by without it.
     pub(super) fn new() -> Result<Self> {
+        let image = folder().join("../../target/image/sheave.tar");
+        ensure!(image.exists(), "target/image/sheave.tar is missing; run: make image");
         // Of whatever build it was: it is made of the programs beside this one when a cluster comes up.
         let _ = std::fs::remove_file(folder().join("../../target/images/testpod.tar"));
         Ok(Self { program: std::env::current_exe()? })

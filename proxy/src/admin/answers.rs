@@ -2,6 +2,9 @@
 //!
 //! They are made part by part while somebody takes them, so that a large cluster's answer is never in memory as a whole.
 
+use std::collections::HashSet;
+use std::net::SocketAddr;
+
 use prometheus::proto::MetricFamily;
 use prost::Message;
 use sheave_api::proto::node_question::What;
@@ -131,12 +134,15 @@ fn served(state: &ServiceState, snapshot: &Snapshot) -> ServedService {
     let service = &state.service;
     let facts = snapshot.node.as_ref().map(|(_, node)| node.clone()).unwrap_or_default();
     let frontends = claims(service, &facts);
+    // By port; looking through a list for each endpoint would take minutes where there are many.
+    let backends: Vec<HashSet<SocketAddr>> =
+        state.backends.iter().map(|port| port.v4.iter().chain(&*port.v6).copied().collect()).collect();
     ServedService {
         namespace: service.key.namespace.to_string(),
         name: service.key.name.to_string(),
         hash: hash_to_bytes(state.hash),
         frontends: frontends.iter().map(|claim| frontend(claim, state, snapshot)).collect(),
-        endpoints: service.endpoints.iter().map(|one| endpoint(one, state)).collect(),
+        endpoints: service.endpoints.iter().map(|one| endpoint(one, &backends)).collect(),
     }
 }
 
@@ -154,10 +160,11 @@ fn frontend(claim: &Claim, state: &ServiceState, snapshot: &Snapshot) -> ServedF
     }
 }
 
-fn endpoint(endpoint: &Endpoint, state: &ServiceState) -> ServedEndpoint {
-    let used = state.backends.iter().enumerate().any(|(index, backends)| {
-        endpoint.socket(index).is_some_and(|socket| backends.of(endpoint.address).contains(&socket))
-    });
+fn endpoint(endpoint: &Endpoint, backends: &[HashSet<SocketAddr>]) -> ServedEndpoint {
+    let takes = |(index, backends): (usize, &HashSet<SocketAddr>)| {
+        endpoint.socket(index).is_some_and(|socket| backends.contains(&socket))
+    };
+    let used = backends.iter().enumerate().any(takes);
     let name = |name: &Option<std::sync::Arc<str>>| name.as_deref().unwrap_or_default().to_owned();
     ServedEndpoint {
         address: endpoint.address.to_string(),
@@ -208,7 +215,7 @@ mod tests {
             large
         };
         let services = (0..40).map(|n| {
-            let mut service = many(5_000);
+            let mut service = many(20_000);
             service.key = sheave_model::ServiceKey::new("ns", format!("s{n:02}"));
             service
         });
@@ -217,7 +224,7 @@ mod tests {
         let bytes: Vec<u8> = parts.iter().flat_map(Message::encode_to_vec).collect();
         let whole = NodeAnswer::decode(bytes.as_slice()).unwrap();
         assert!(parts.len() > 10 && bytes.len() <= MAX_ANSWER_BYTES + MAX_PART_BYTES, "{} parts", parts.len());
-        assert_eq!(whole.error.is_empty(), whole.services.len() == 40);
+        assert!(whole.error.contains("left out") && whole.services.len() < 40, "{} services", whole.services.len());
     }
 
     #[tokio::test]
