@@ -18,7 +18,8 @@ use grants::Grant;
 use log::{ACCOUNTS, Call};
 
 /// Works in any order; late in a run the log has the most.
-pub(crate) const CASES: &[Case] = &[sheave("sheaves_accounts_are_granted_all_that_they_use_and_nothing_else", roles)];
+pub(crate) const CASES: &[Case] =
+    &[sheave("sheaves_accounts_are_granted_all_that_they_use_and_nothing_else", roles).long()];
 
 const SYSTEM: &str = "sheave-system";
 /// The overlay that the cluster has, as people apply it.

@@ -19,8 +19,8 @@ use traffic::Traffic;
 
 pub(crate) const CASES: &[Case] = &[
     sheave("prometheus_finds_every_pod_of_sheave_by_its_annotations_and_nothing_else", targets),
-    sheave("every_recording_rule_and_every_panel_of_the_dashboard_has_data", data),
-    sheave("no_alert_fires_on_a_healthy_cluster_and_those_that_are_caused_do", alerts),
+    sheave("every_recording_rule_and_every_panel_of_the_dashboard_has_data", data).long(),
+    sheave("no_alert_fires_on_a_healthy_cluster_and_those_that_are_caused_do", alerts).long(),
 ];
 
 const SYSTEM: &str = "sheave-system";
