@@ -9,6 +9,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use sheave_harness::process::{Place, program, spawn};
+use sheave_harness::wait::until;
+
+use crate::check::SOON;
 
 /// Columns whose values differ from run to run, or between the data paths.
 const VOLATILE: [&str; 13] = [
@@ -62,15 +65,22 @@ fn file(name: &str) -> PathBuf {
 }
 
 impl Golden {
-    /// Runs `sheave` with these arguments, in front of it perhaps another program, and expects what the file says.
+    /// Runs `sheave` with these arguments, in front of it perhaps another program, and expects what the file says; soon, since
+    /// what was caused a moment ago may not have reached every node and replica.
     pub(super) fn expect(&self, name: &str, before: &[&str], arguments: &[&str]) -> Result<()> {
         let text = self.said(before, arguments)?;
         if std::env::var_os("SHEAVE_WRITE_GOLDEN").is_some() {
             return fs::write(file(name), &text).with_context(|| format!("{}", file(name).display()));
         }
         let expected = fs::read_to_string(file(name)).with_context(|| format!("{}", file(name).display()))?;
-        ensure!(text == expected, "{name}: it says\n{text}\nand not\n{expected}");
-        Ok(())
+        if text == expected {
+            return Ok(());
+        }
+        until(&format!("{name} is as in its file"), SOON, || {
+            let text = self.said(before, arguments)?;
+            ensure!(text == expected, "it says\n{text}\nand not\n{expected}");
+            Ok(())
+        })
     }
 
     /// What it says, masked.

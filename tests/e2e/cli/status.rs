@@ -85,6 +85,7 @@ fn nodes(it: &Context, operator: &Operator<'_>, all: &ByTokens<'_>) -> Result<()
     it.cluster.kill_proxy(two)?;
     all.start_proxy(two)?;
     all.connected(two)?;
+    operator.asks("status", FIRST, &["status"])?; // what it was sent is programmed and acknowledged
     let process = it.cluster.proxy_id(two)?;
     sys::kill(process, libc::SIGSTOP)?;
     let asked = operator.asks("status-node-hangs", FIRST, &["status"]);
