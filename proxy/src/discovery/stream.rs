@@ -113,7 +113,7 @@ impl<'a> Stream<'a> {
             tokio::select! {
                 permit = outbound.reserve(), if ready || self.learned.is_some() || self.part.is_some() => match permit {
                     Ok(permit) => {
-                        self.answer(permit);
+                        self.answer(permit, ready);
                         deadline = tokio::time::Instant::now() + SILENCE;
                     }
                     Err(_) => return self.end("it no longer takes messages".to_owned()),
@@ -147,11 +147,12 @@ impl<'a> Stream<'a> {
     }
 
     /// Sends what is due: the word on a directory first, since that waits for nothing, and what operators asked for last.
-    fn answer(&mut self, permit: mpsc::Permit<'_, proto::FromProxy>) {
+    /// `ready` says that an acknowledgement is due.
+    fn answer(&mut self, permit: mpsc::Permit<'_, proto::FromProxy>, ready: bool) {
         if let Some(hash) = self.learned.take() {
             let remembered = proto::Remembered { ca_hash: hash_to_bytes(hash) };
             permit.send(proto::FromProxy { message: Some(proto::from_proxy::Message::Remembered(remembered)) });
-        } else if let Some((ack, observed)) = self.acks.pop() {
+        } else if let Some((ack, observed)) = ready.then(|| self.acks.pop()).flatten() {
             self.acknowledge(permit, ack, observed);
         } else if let Some(part) = self.part.take() {
             permit.send(proto::FromProxy { message: Some(proto::from_proxy::Message::Answer(part)) });

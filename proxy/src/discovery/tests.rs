@@ -222,7 +222,8 @@ async fn an_operators_question_is_answered_while_an_update_waits_to_be_programme
     session.to_proxy.send(Ok(message)).await.unwrap();
     let mut lasts = Vec::new();
     for _ in 0..3 {
-        let from_proxy::Message::Answer(answer) = session.next().await else { panic!("no answer") };
+        let message = session.next().await;
+        let from_proxy::Message::Answer(answer) = message else { panic!("no answer: {message:?}") };
         assert!(answer.id == 3 && answer.part.is_none_or(|part| part.error == "n1"));
         lasts.push(answer.last);
     }
