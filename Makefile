@@ -42,7 +42,7 @@ demo-up: ## The demo, left running to play with
 demo-down: ## End what demo-up left running
 	@target/debug/sheave-demo --down
 
-test: ## All that CI runs: check, unit and property tests, demo, end to end
+test: ## All that CI runs: check, unit and property tests, demo, end to end, image, a part of the cases on a cluster
 	@.ci/test
 
 check: ## Format, lints, licences, docs, arrows, generated code
