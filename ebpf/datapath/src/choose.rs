@@ -63,8 +63,8 @@ pub(crate) fn standing(io: &impl Tables, id: u32, target: u32) -> Option<Backend
 
 /// A backend by chance, preferably one that `shun` does not name.
 ///
-/// A missing slot or backend means that `first` was read before the set was swapped and its slots are gone by now, so the
-/// frontend is read once more.
+/// A missing slot or backend, and one of another target, mean that `first` was read before the set was swapped and its slots are
+/// gone by now, so the frontend is read once more.
 #[inline(always)]
 pub(crate) fn choose(
     io: &(impl Tables + Env),
@@ -113,10 +113,11 @@ fn draw(io: &(impl Tables + Env), row: &FrontendRow, shun: &impl Fn(&Backend) ->
 }
 
 #[inline(always)]
-fn at(io: &impl Tables, row: &FrontendRow, index: u32) -> Option<Backend> {
-    let id = io.slot(&SlotKey { target: row.target, generation: row.generation, index })?;
+fn at(io: &impl Tables, frontend: &FrontendRow, index: u32) -> Option<Backend> {
+    let id = io.slot(&SlotKey { target: frontend.target, generation: frontend.generation, index })?;
     let row = io.backend(id)?;
-    Some(Backend { id, row })
+    // Rows that are replaced while they are read may show what another place was given since.
+    (row.target == frontend.target).then_some(Backend { id, row })
 }
 
 /// Counts one translated call.

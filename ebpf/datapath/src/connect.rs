@@ -3,7 +3,7 @@
 use sheave_abi::{ConnectionRow, Counter, FrontendRow, PEER_CONNECTED, PEER_FLOWS, PeerRow};
 
 use crate::choose::{self, Backend, Choice};
-use crate::datagram::remembered;
+use crate::datagram::{answer_as, remembered};
 use crate::{Env, Place, Tables, Transport, Verdict};
 
 /// A socket connects to `to`. Runs under the socket's lock.
@@ -65,14 +65,19 @@ fn keep_connection(io: &(impl Tables + Env), to: &Place, backend: &Backend) {
 }
 
 #[inline(always)]
-fn keep_peer(io: &impl Tables, peer: Option<&PeerRow>, to: &Place, backend: &Backend) -> bool {
+fn keep_peer(io: &(impl Tables + Env), peer: Option<&PeerRow>, to: &Place, backend: &Backend) -> bool {
+    // It hears its peer alone from now on, whose answers are this frontend's then, whosever they were before.
+    let flows = peer.map_or(0, |peer| peer.flags & PEER_FLOWS);
+    if flows != 0 && !answer_as(io, io.cookie(), backend, to) {
+        return false;
+    }
     io.set_peer(&PeerRow {
         frontend: to.address,
         backend: backend.row.address,
         frontend_port: to.port,
         backend_port: backend.row.port,
         backend_id: backend.id,
-        flags: PEER_CONNECTED | peer.map_or(0, |peer| peer.flags & PEER_FLOWS),
+        flags: PEER_CONNECTED | flows,
     })
 }
 

@@ -63,9 +63,12 @@ pub(crate) fn remembered(io: &(impl Tables + Env), peer: &PeerRow, to: &Place, r
     if row.count == 0 {
         return None;
     }
-    if connected_to(peer, to) {
-        return standing(io, peer.backend_id, row.target);
+    if connected_to(peer, to)
+        && let Some(backend) = standing(io, peer.backend_id, row.target)
+    {
+        return Some(backend);
     }
+    // Also after the connected one has gone: datagrams that name the frontend have chosen another since.
     if peer.flags & PEER_FLOWS == 0 {
         return None;
     }
@@ -99,12 +102,18 @@ fn remember(io: &impl Tables, cookie: u64, peer: &PeerRow, to: &Place, backend: 
         return false;
     }
     let key = reply_key(cookie, &place);
-    let wanted = ReplyRow { address: to.address, port: to.port, pad: [0; 2] };
     let kept = io.reply(&key).is_some_and(|reply| reply.address == to.address && reply.port == to.port);
-    if !kept && !io.set_reply(&key, &wanted) {
+    if !kept && !answer_as(io, cookie, backend, to) {
         return false;
     }
     !new || io.set_flow(&flow_key(cookie, to), &FlowRow { backend: backend.id })
+}
+
+/// From now on a backend's answers to this socket come from the frontend `to`.
+#[inline(always)]
+pub(crate) fn answer_as(io: &impl Tables, cookie: u64, backend: &Backend, to: &Place) -> bool {
+    let row = ReplyRow { address: to.address, port: to.port, pad: [0; 2] };
+    io.set_reply(&reply_key(cookie, &backend.place()), &row)
 }
 
 #[inline(always)]

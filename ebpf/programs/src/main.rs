@@ -34,25 +34,41 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 /// sendto() and sendmsg() of UDP with an IPv4 destination; a v4-mapped one of AF_INET6 comes here too.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    apply(&ctx, v4::write, datapath::sendmsg(&Socket::new(&ctx), v4::read(&ctx)))
+    let socket = Socket::new(&ctx);
+    if !socket.is_udp() {
+        return context::GO_ON;
+    }
+    apply(&ctx, v4::write, datapath::sendmsg(&socket, v4::read(&ctx)))
 }
 
 /// sendto() and sendmsg() of UDP with an IPv6 destination.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    apply(&ctx, v6::write, datapath::sendmsg(&Socket::new(&ctx), v6::read(&ctx)))
+    let socket = Socket::new(&ctx);
+    if !socket.is_udp() {
+        return context::GO_ON;
+    }
+    apply(&ctx, v6::write, datapath::sendmsg(&socket, v6::read(&ctx)))
 }
 
 /// recvfrom() and recvmsg() of AF_INET UDP.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    show(&ctx, v4::write, datapath::recvmsg(&Socket::new(&ctx), v4::read(&ctx)))
+    let socket = Socket::new(&ctx);
+    if !socket.is_udp() {
+        return context::GO_ON;
+    }
+    show(&ctx, v4::write, datapath::recvmsg(&socket, v4::read(&ctx)))
 }
 
 /// recvfrom() and recvmsg() of AF_INET6 UDP, v4-mapped senders among them.
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    show(&ctx, v6::write, datapath::recvmsg(&Socket::new(&ctx), v6::read(&ctx)))
+    let socket = Socket::new(&ctx);
+    if !socket.is_udp() {
+        return context::GO_ON;
+    }
+    show(&ctx, v6::write, datapath::recvmsg(&socket, v6::read(&ctx)))
 }
 
 /// getpeername() of AF_INET.

@@ -9,7 +9,7 @@ use sheave_abi::{
     SlotRow, TargetRow,
 };
 
-/// Rows take memory when they are made, and a row that a program reads isn't reused until it is done with it.
+/// Rows take memory when they are made.
 const LAZY: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map(name = "frontends")]

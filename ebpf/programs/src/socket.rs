@@ -33,6 +33,12 @@ impl<'a> Socket<'a> {
         Transport::from_number(context::protocol(self.ctx))
     }
 
+    /// Whether it is of UDP itself; UDP-Lite has the same hooks.
+    #[inline(always)]
+    pub fn is_udp(&self) -> bool {
+        matches!(self.transport(), Some(Transport::Udp))
+    }
+
     #[inline(always)]
     fn sk(&self) -> *mut bpf_sock {
         // SAFETY: the context is valid while the program runs, and `sk` is the only member of the union.
@@ -57,19 +63,25 @@ impl<'a> Socket<'a> {
 impl Tables for Socket<'_> {
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<FrontendRow> {
-        // SAFETY: rows of the maps without preallocation are replaced, never rewritten in place, and freed after RCU.
-        unsafe { FRONTENDS.get(key).copied() }
+        // SAFETY: rows of the maps without preallocation are replaced and never rewritten in place, but since 6.1 the memory of
+        // one that was replaced serves the next row made on that CPU (kernel commit fba1a1c6c912) while it may still be read.
+        // Reading twice notices: what differs is read a third time.
+        unsafe {
+            let row = FRONTENDS.get(key).copied()?;
+            let again = FRONTENDS.get(key).copied()?;
+            if row == again { Some(row) } else { FRONTENDS.get(key).copied() }
+        }
     }
 
     #[inline(always)]
     fn slot(&self, key: &SlotKey) -> Option<u32> {
-        // SAFETY: as for frontends.
+        // SAFETY: as for frontends; whose backend is read then is looked at in its own row.
         unsafe { SLOTS.get(key).map(|row| row.backend) }
     }
 
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<BackendRow> {
-        // SAFETY: as for frontends.
+        // SAFETY: as for frontends; a row of another target is not taken.
         unsafe { BACKENDS.get(id).copied() }
     }
 

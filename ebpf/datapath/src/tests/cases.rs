@@ -108,3 +108,43 @@ fn a_socket_that_sends_to_two_frontends_of_two_backends_uses_both() {
         assert_eq!((recvmsg(&io, a), recvmsg(&io, b)), (Verdict::Translate(one), Verdict::Translate(two)));
     }
 }
+
+#[test]
+fn a_connected_sockets_datagrams_that_name_the_frontend_keep_one_backend_after_its_own_went() {
+    let (io, to) = (Fake::default(), place(0, 1, true));
+    let set: Vec<_> = (1..=8).map(|n| place(1, n, true)).collect();
+    io.serve(&to, Transport::Udp, 1, &set, 0);
+    let Verdict::Translate(first) = connect(&io, Transport::Udp, to) else { panic!("not translated") };
+    let left: Vec<_> = set.into_iter().filter(|backend| *backend != first).collect();
+    io.serve(&to, Transport::Udp, 1, &left, 0);
+    let second = sendmsg(&io, to);
+    assert!((0..50).all(|_| sendmsg(&io, to) == second), "each datagram chose anew");
+    let Verdict::Translate(second) = second else { panic!("not translated") };
+    assert_eq!(recvmsg(&io, second), Verdict::Translate(to));
+    assert_eq!(io.targets.borrow()[&1], 2, "one flow more, not one for each datagram");
+}
+
+#[test]
+fn a_connected_sockets_peer_answers_as_the_frontend_it_connected_to() {
+    let (io, one, two) = (Fake::default(), place(0, 1, true), place(0, 2, true));
+    let backend = place(1, 1, true);
+    io.serve(&one, Transport::Udp, 1, &[backend], 0);
+    io.serve(&two, Transport::Udp, 2, &[backend], 0);
+    assert_eq!(sendmsg(&io, one), Verdict::Translate(backend));
+    assert_eq!(connect(&io, Transport::Udp, two), Verdict::Translate(backend));
+    assert_eq!(recvmsg(&io, backend), Verdict::Translate(two));
+    assert_eq!(getpeername(&io, Transport::Udp, backend), Verdict::Translate(two));
+}
+
+#[test]
+fn a_slot_that_shows_another_targets_backend_leads_nowhere() {
+    let (io, to, other) = (Fake::default(), place(0, 1, true), place(0, 2, true));
+    io.serve(&to, Transport::Tcp, 1, &[place(1, 1, true)], 0);
+    io.serve(&other, Transport::Tcp, 2, &[place(1, 2, true)], 0);
+    let of = |target| *io.slots.borrow().iter().find(|(key, _)| key.target == target).unwrap().0;
+    let (slot, stranger) = (of(1), io.slots.borrow()[&of(2)]);
+    let own = io.slots.borrow_mut().insert(slot, stranger).unwrap();
+    assert_eq!(connect(&io, Transport::Tcp, to), Verdict::Untouched, "the packet path finds somebody");
+    io.slots.borrow_mut().insert(slot, own);
+    assert_eq!(connect(&io, Transport::Tcp, to), Verdict::Translate(place(1, 1, true)));
+}

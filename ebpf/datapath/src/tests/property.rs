@@ -55,7 +55,8 @@ impl Reference {
         let set = self.services.get(&(*to, Transport::Udp))?;
         let socket = self.sockets.get(&(socket, Transport::Udp))?;
         let connected = socket.connected.filter(|(frontend, _)| frontend == to).map(|(_, backend)| backend);
-        connected.or_else(|| socket.flows.get(to).copied()).filter(|backend| set.contains(backend))
+        let stands = |backend: &Place| set.contains(backend);
+        connected.filter(stands).or_else(|| socket.flows.get(to).copied().filter(stands))
     }
 }
 
@@ -102,6 +103,10 @@ fn run(steps: &[Step], v4: bool, seed: u64) {
                     Verdict::Translate(backend) => {
                         state.connected = Some((to, backend));
                         state.peer = Some(backend);
+                        // Answers are looked up once the socket has sent without connect().
+                        if !state.flows.is_empty() {
+                            state.answers.insert(backend, to);
+                        }
                     }
                     Verdict::Untouched => {
                         state.peer = Some(to);
