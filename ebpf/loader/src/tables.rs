@@ -48,7 +48,7 @@ impl Maps for Loader {
             MapOp::PutFrontend { key, row } => (Map::FRONTENDS, self.frontends.insert(Raw(key), Raw(row), 0)),
             MapOp::DeleteFrontend { key } => (Map::FRONTENDS, gone(self.frontends.remove(&Raw(key)))),
             MapOp::DeleteSlot { key } => (Map::SLOTS, gone(self.slots.remove(&Raw(key)))),
-            MapOp::DeleteBackend { id } => (Map::BACKENDS, gone(self.backends.remove(&id))),
+            MapOp::DeleteBackend { id, .. } => (Map::BACKENDS, gone(self.backends.remove(&id))),
             MapOp::DeleteTarget { id } => (Map::TARGETS, gone(self.targets.remove(&id))),
         };
         result.map_err(|error| match errno(&error) {

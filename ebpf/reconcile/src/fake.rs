@@ -23,6 +23,8 @@ pub struct Fake {
     pub backends: BTreeMap<u32, BackendRow>,
     /// Rows that `slots` has room for.
     pub slots_capacity: usize,
+    /// Rows that `frontends` has room for.
+    pub frontends_capacity: usize,
     /// Every operation, in order.
     pub log: Vec<MapOp>,
     used_slots: BTreeMap<SlotKey, Instant>,
@@ -39,6 +41,7 @@ impl Fake {
             slots: BTreeMap::new(),
             backends: BTreeMap::new(),
             slots_capacity: usize::MAX,
+            frontends_capacity: usize::MAX,
             log: Vec::new(),
             used_slots: BTreeMap::new(),
             used_backends: BTreeMap::new(),
@@ -91,7 +94,7 @@ impl Fake {
     fn check_grace(&self, op: &MapOp) {
         let last = match op {
             MapOp::DeleteSlot { key } => self.used_slots.get(key),
-            MapOp::DeleteBackend { id } => self.used_backends.get(id),
+            MapOp::DeleteBackend { id, .. } => self.used_backends.get(id),
             _ => None,
         };
         if let Some(last) = last {
@@ -113,13 +116,18 @@ impl Maps for Fake {
                 }
                 self.slots.insert(key, row);
             }
-            MapOp::PutFrontend { key, row } => drop(self.frontends.insert(key, row)),
+            MapOp::PutFrontend { key, row } => {
+                if self.frontends.len() >= self.frontends_capacity && !self.frontends.contains_key(&key) {
+                    return Err(MapError::Full { map: "frontends", capacity: self.frontends_capacity as u32 });
+                }
+                self.frontends.insert(key, row);
+            }
             MapOp::DeleteFrontend { key } => drop(self.frontends.remove(&key)),
             MapOp::DeleteSlot { key } => {
                 self.slots.remove(&key);
                 self.used_slots.remove(&key);
             }
-            MapOp::DeleteBackend { id } => {
+            MapOp::DeleteBackend { id, .. } => {
                 self.backends.remove(&id);
                 self.used_backends.remove(&id);
             }

@@ -49,6 +49,8 @@ pub enum MapOp {
     DeleteBackend {
         /// Its id.
         id: u32,
+        /// The target it belongs to.
+        target: u32,
     },
     /// Removes a target that has neither slots nor backends.
     DeleteTarget {

@@ -144,8 +144,8 @@ impl Plan {
     pub(crate) fn undo(&self, done: usize, base: Base) -> Vec<MapOp> {
         let back = |op: &MapOp| match *op {
             MapOp::PutSlot { key, .. } if key.generation != base.generation => Some(MapOp::DeleteSlot { key }),
-            MapOp::PutBackend { id, .. } if self.base.generation != base.generation && self.new.contains(&id) => {
-                Some(MapOp::DeleteBackend { id })
+            MapOp::PutBackend { id, row } if self.base.generation != base.generation && self.new.contains(&id) => {
+                Some(MapOp::DeleteBackend { id, target: row.target })
             }
             _ => None,
         };

@@ -85,9 +85,9 @@ impl Realized {
                 self.frontends.remove(&key);
             }
             MapOp::DeleteSlot { key } => self.forget_slot(&key),
-            MapOp::DeleteBackend { id } => {
+            MapOp::DeleteBackend { id, target } => {
                 self.backend_ids.give_back(id);
-                for target in self.targets.values_mut().filter(|target| target.members.contains_key(&id)) {
+                if let Some(target) = self.targets.get_mut(&target) {
                     forget_member(target, id);
                 }
             }
@@ -95,14 +95,6 @@ impl Realized {
                 self.target_ids.give_back(id);
                 self.targets.remove(&id);
             }
-        }
-    }
-
-    /// Records that a target's backend was deleted: as [`Self::note`], without looking for the target.
-    pub(crate) fn note_backend_deleted(&mut self, target: u32, id: u32) {
-        self.backend_ids.give_back(id);
-        if let Some(target) = self.targets.get_mut(&target) {
-            forget_member(target, id);
         }
     }
 

@@ -26,11 +26,21 @@ pub struct Reconciler {
     ids: BTreeMap<TargetKey, u32>,
     /// Ids of targets by Service.
     of_service: BTreeMap<ServiceKey, BTreeSet<u32>>,
-    /// Restored targets by what their rows say of whose they are.
+    /// Restored targets by what their rows say of whose they are; never more than were found at the start.
     identities: BTreeMap<[u8; 16], u32>,
     /// Where each frontend should lead: a target, or (None) the listeners.
     wanted: BTreeMap<FrontendKey, Option<u32>>,
     agenda: Agenda,
+    /// When an update left rows whose grace hasn't begun.
+    updated: Option<Instant>,
+}
+
+/// Why a target's rows are not what they should be.
+enum Unsettled {
+    /// The set could not be written; frontends lead to an older one.
+    Set(MapError),
+    /// The set is there, but not every frontend leads to it, or a mark on a backend that left is missing.
+    Rest(MapError),
 }
 
 impl Reconciler {
@@ -65,24 +75,29 @@ impl Reconciler {
         for key in &frontends {
             self.settle_frontend(key, now, maps, &mut report);
         }
-        self.retire(targets, now);
+        self.realized.loosened.append(&mut targets);
+        self.updated = Some(now);
         report
     }
 
-    /// When [`Self::handle_timeout`] wants to be called next. Changes with every call that takes `&mut self`.
+    /// When [`Self::handle_timeout`] wants to be called next: at once after an update. Changes with every call that takes
+    /// `&mut self`.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.agenda.next()
+        self.updated.into_iter().chain(self.agenda.next()).min()
     }
 
-    /// Sweeps rows whose grace is over and tries again what failed, as far as their time has come.
+    /// Sweeps rows whose grace is over and tries again what failed, as far as their time has come. The grace of rows that an
+    /// update left unused begins here, since the update itself may have taken long.
     pub fn handle_timeout(&mut self, now: Instant, maps: &mut impl Maps) -> Report {
         let mut report = Report::default();
+        self.updated = None;
+        // First: a sweep that is due must not take rows that the update has brought into use again.
+        self.retire(BTreeSet::new(), now);
         while let Some(task) = self.agenda.pop(now) {
             match task {
                 Task::Settle(id) => {
                     self.settle(id, now, maps, &mut report);
-                    // At once: a sweep that is due now as well must not take rows that have just come into use.
-                    self.retire(BTreeSet::from([id]), now);
+                    self.retire(BTreeSet::from([id]), now); // at once, as above
                 }
                 Task::Frontend(key) => self.settle_frontend(&key, now, maps, &mut report),
                 Task::Sweep(id) => self.sweep(id, now, maps, &mut report),
@@ -153,7 +168,9 @@ impl Reconciler {
         if let Some(&id) = self.ids.get(key) {
             return id;
         }
-        let restored = self.identities.remove(&key.identity());
+        // One that was swept unclaimed is still named there.
+        let unclaimed = |id: &u32| self.realized.targets.get(id).is_some_and(|target| target.key.is_none());
+        let restored = self.identities.remove(&key.identity()).filter(unclaimed);
         let id = restored.unwrap_or_else(|| self.realized.target_ids.next());
         let target = self.realized.target(id);
         if restored.is_some() {
@@ -166,28 +183,30 @@ impl Reconciler {
         id
     }
 
-    /// Writes a target's rows. Where that fails, its frontends are left to the listeners, so that they don't go on leading to
-    /// endpoints that may be gone.
+    /// Writes a target's rows. Where that fails, frontends that don't lead to its newest set are left to the listeners, so that
+    /// they don't go on leading to endpoints that may be gone.
     fn settle(&mut self, id: u32, now: Instant, maps: &mut impl Maps, report: &mut Report) {
-        let Err(error) = self.try_settle(id, maps, report) else {
-            self.agenda.clear(Task::Settle(id));
-            return;
+        let (error, set) = match self.try_settle(id, maps, report) {
+            Ok(()) => return self.agenda.clear(Task::Settle(id)),
+            Err(Unsettled::Set(error)) => (error, false),
+            Err(Unsettled::Rest(error)) => (error, true),
         };
         let attempts = self.agenda.failed(Task::Settle(id), now);
         let service = self.target_of(id).map(|key| key.service.clone());
         report.failures.push(Failure { service, error, attempts });
-        let wanted: Vec<_> =
-            self.realized.targets.get(&id).into_iter().flat_map(|t| t.wanted.iter().copied()).collect();
-        for key in wanted {
-            // An error here is the one reported: the row stays as it was, and all it names stays too.
+        let Some(target) = self.realized.targets.get(&id) else { return };
+        let base = target.base;
+        for key in target.wanted.iter().copied().collect::<Vec<_>>() {
             let row = self.realized.frontends.get(&key);
-            if row.is_some_and(|row| row.target != 0) && self.leave_to_listener(&key, maps).is_ok() {
+            let is_right = set && row == Some(&plan::commit(&key, id, base));
+            // An error here is the one reported: the row stays as it was, and all it names stays too.
+            if row.is_some_and(|row| row.target != 0) && !is_right && self.leave_to_listener(&key, maps).is_ok() {
                 report.writes += 1;
             }
         }
     }
 
-    fn try_settle(&mut self, id: u32, maps: &mut impl Maps, report: &mut Report) -> Result<(), MapError> {
+    fn try_settle(&mut self, id: u32, maps: &mut impl Maps, report: &mut Report) -> Result<(), Unsettled> {
         let Realized { targets, backend_ids, .. } = &mut self.realized;
         let Some(target) = targets.get_mut(&id) else { return Ok(()) };
         let desired = match &target.key {
@@ -201,18 +220,20 @@ impl Reconciler {
         if let Err(error) = self.apply_all(&plan.prepare, maps, report) {
             // What can't be taken back either is swept.
             let _ = self.apply_all(&plan.undo(report.writes - before, base), maps, report);
-            return Err(error);
+            return Err(Unsettled::Set(error));
         }
         let target = self.realized.target(id);
         target.base = plan.base;
         target.standing = plan.standing;
+        // Each frontend by itself: one that there is no room for is no reason to leave another at an older set.
+        let mut result = Ok(());
         for key in wanted {
             let row = plan::commit(&key, id, plan.base);
             if self.realized.frontends.get(&key) != Some(&row) {
-                self.apply_all(&[MapOp::PutFrontend { key, row }], maps, report)?;
+                result = result.and(self.apply_all(&[MapOp::PutFrontend { key, row }], maps, report));
             }
         }
-        self.apply_all(&plan.after, maps, report)
+        result.and_then(|()| self.apply_all(&plan.after, maps, report)).map_err(Unsettled::Rest)
     }
 
     /// Deletes a frontend's row, or leaves it to the listeners, where it has no target.
@@ -279,10 +300,7 @@ impl Reconciler {
     /// A target's last row is gone.
     fn forget(&mut self, id: u32, key: Option<TargetKey>) {
         self.agenda.clear(Task::Settle(id));
-        let Some(key) = key else {
-            self.identities.retain(|_, restored| *restored != id); // few, and only after a restart
-            return;
-        };
+        let Some(key) = key else { return };
         self.ids.remove(&key);
         if let Some(targets) = self.of_service.get_mut(&key.service) {
             targets.remove(&id);

@@ -62,8 +62,9 @@ impl Realized {
         let Some(target) = self.targets.get(&id) else { return Ok(()) };
         let due = target.members.iter().filter(|(_, m)| is_due(m.retire) && m.slots == 0).map(|(member, _)| *member);
         for member in due.collect::<Vec<_>>() {
-            maps.apply(&MapOp::DeleteBackend { id: member })?;
-            self.note_backend_deleted(id, member);
+            let op = MapOp::DeleteBackend { id: member, target: id };
+            maps.apply(&op)?;
+            self.note(&op);
             *count += 1;
         }
         if self.targets.get(&id).is_some_and(|target| target.is_over()) {

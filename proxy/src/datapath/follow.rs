@@ -95,10 +95,7 @@ impl<K: Kernel> Follower<K> {
                     Ok(()) => self.update(),
                     Err(_) => return,
                 },
-                () = sleep, if wake.is_some() => {
-                    let report = self.reconciler.handle_timeout(Instant::now(), &mut self.kernel);
-                    self.take_note(&report);
-                }
+                () = sleep, if wake.is_some() => self.catch_up(),
                 () = tokio::task::yield_now(), if self.numbers.are_read() => {
                     self.numbers.read_on(&self.kernel, &self.reconciler);
                 }
@@ -115,6 +112,13 @@ impl<K: Kernel> Follower<K> {
         let report = self.reconciler.update(&snapshot, started, &mut self.kernel);
         self.written = snapshot.revision;
         tracing::debug!(revision = snapshot.revision, writes = report.writes, took = ?started.elapsed(), "maps written");
+        self.take_note(&report);
+        // Not left to the loop: snapshots may come in so fast that nothing else has its turn.
+        self.catch_up();
+    }
+
+    fn catch_up(&mut self) {
+        let report = self.reconciler.handle_timeout(Instant::now(), &mut self.kernel);
         self.take_note(&report);
     }
 

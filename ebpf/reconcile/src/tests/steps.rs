@@ -181,6 +181,54 @@ fn a_full_map_fails_one_service_which_is_left_to_the_listeners_until_there_is_ro
 }
 
 #[test]
+fn a_frontend_that_there_is_no_room_for_takes_none_of_its_targets_others_along() {
+    let (mut bench, mut store) = (Bench::new(), store());
+    bench.maps.frontends_capacity = 1;
+    bench.update(&apply(&mut store, vec![Resource::Service(web(2))], vec![]));
+    let first = *bench.maps.frontends.keys().next().unwrap();
+    for endpoints in [2, 3] {
+        let mut wider = web(endpoints);
+        wider.external_ips = vec!["192.0.2.1".parse().unwrap()]; // later in order
+        wider.cluster_ips.push("10.95.0.1".parse().unwrap()); // and earlier
+        let report = bench.update(&apply(&mut store, vec![Resource::Service(wider)], vec![]));
+        assert_eq!(report.failures.len(), 1);
+        assert_eq!(bench.maps.backends_of(&first).map(|backends| backends.len()), Some(usize::from(endpoints)));
+        bench.maps.log.clear();
+        bench.wait(Duration::from_secs(100));
+        assert!(!bench.maps.log.iter().any(|op| kind(op) == "frontend"), "a retry moves it to and fro");
+    }
+    bench.maps.frontends_capacity = 3;
+    bench.wait(Duration::from_secs(200));
+    assert_follows(&bench.maps, store.snapshot());
+}
+
+#[test]
+fn a_mark_that_cannot_be_made_leaves_frontends_where_they_lead() {
+    let (mut bench, mut store) = (Bench::new(), store());
+    let all = vec![endpoint(1, 1, true), endpoint(2, 1, true), endpoint(3, 1, true)];
+    bench.update(&apply(&mut store, vec![Resource::Service(dns(all.clone()))], vec![]));
+    let snapshot = apply(&mut store, vec![Resource::Service(dns(all[..2].to_vec()))], vec![]);
+    // The frontend is written; the mark on the third isn't.
+    let mut broken = Broken { maps: &mut bench.maps, left: 1 };
+    let report = bench.reconciler.update(&snapshot, bench.now, &mut broken);
+    assert_eq!(report.failures.len(), 1);
+    assert_follows(&bench.maps, store.snapshot());
+    bench.wait(Duration::from_secs(2));
+    assert_eq!(bench.reconciler.failing(u32::MAX), 0);
+}
+
+#[test]
+fn the_grace_of_rows_begins_when_an_update_has_been_written() {
+    let (mut bench, mut store) = (Bench::new(), store());
+    bench.update(&apply(&mut store, vec![Resource::Service(web(3))], vec![]));
+    let snapshot = apply(&mut store, vec![Resource::Service(web(1))], vec![]);
+    bench.reconciler.update(&snapshot, bench.now, &mut bench.maps);
+    assert_eq!(bench.reconciler.poll_timeout(), Some(bench.now), "at once");
+    assert_eq!(bench.wait(GRACE * 5).writes, 0, "writing took as long");
+    assert_eq!(bench.wait(GRACE).writes, 4);
+}
+
+#[test]
 fn a_vip_that_moves_to_another_service_is_moved_by_one_write() {
     let (mut bench, mut store) = (Bench::new(), store());
     bench.update(&apply(&mut store, vec![Resource::Service(web(1))], vec![]));

@@ -84,7 +84,12 @@ impl Bench {
 
     pub(crate) fn update(&mut self, snapshot: &Snapshot) -> Report {
         self.maps.now = self.now;
-        self.reconciler.update(snapshot, self.now, &mut self.maps)
+        let mut report = self.reconciler.update(snapshot, self.now, &mut self.maps);
+        // As the follower does: the grace of what is unused now begins.
+        let after = self.reconciler.handle_timeout(self.now, &mut self.maps);
+        report.writes += after.writes;
+        report.failures.extend(after.failures);
+        report
     }
 
     pub(crate) fn wait(&mut self, time: Duration) -> Report {
