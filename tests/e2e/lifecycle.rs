@@ -25,6 +25,7 @@ pub(crate) const CASES: &[Case] = &[
     folder("a_damaged_snapshot_is_set_aside_with_one_line", damaged_snapshot).proof(RESTARTED),
     folder("without_net_admin_the_proxy_exits_2_with_one_line", no_net_admin).proof(RESTARTED),
     folder("without_cgroup2_auto_falls_back_and_ebpf_exits_2", no_cgroup).proof(RESTARTED),
+    folder("auto_replaces_what_another_version_has_pinned", other_version).proof(RESTARTED),
     kube("a_terminated_proxy_leaves_the_kernel_serving_and_is_adopted", adopted).proof(RESTARTED),
 ];
 
@@ -167,6 +168,25 @@ fn no_cgroup(it: &Context) -> Result<()> {
     let metrics = metrics::proxy(node)?;
     ensure!(metrics.has("sheave_datapath_info", &[("mode", "userspace")]), "{:?}", metrics.lines("datapath_info"));
     ensure!(metrics::attached(node)? == 0, "programs are attached");
+    served.check(it)?;
+    it.cluster.stop_proxy(node)?;
+    it.cluster.start_proxy(node)?;
+    it.cluster.wait_ready(node)?;
+    served.check(it)
+}
+
+fn other_version(it: &Context) -> Result<()> {
+    let served = serve(it)?;
+    let node = it.node(1);
+    it.cluster.stop_proxy(node)?;
+    // No more than what tells the version, beside what this one has left.
+    let other = node.bpffs.join("sheave/v0");
+    fs::create_dir_all(&other)?;
+    it.cluster.start_proxy_with(node, "auto")?;
+    it.cluster.wait_ready(node)?;
+    let metrics = metrics::proxy(node)?;
+    ensure!(metrics.has("sheave_datapath_info", &[("mode", "ebpf")]), "{:?}", metrics.lines("datapath_info"));
+    ensure!(!other.exists() && metrics::attached(node)? > 0, "the other version's pins are there, or no programs");
     served.check(it)?;
     it.cluster.stop_proxy(node)?;
     it.cluster.start_proxy(node)?;

@@ -91,6 +91,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether pins are in the way that another version of this program has made.
+    pub fn is_of_others_pins(&self) -> bool {
+        matches!(self, Self::OtherVersion { .. } | Self::ForeignMap { .. })
+    }
+
+    /// Whether it may go by itself: the kernel had no memory for a moment, say. What the machine lacks doesn't come by waiting.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Load { .. } | Self::Attach { .. } | Self::Read { .. } | Self::Path { .. })
+    }
+
     pub(crate) fn path(action: &'static str, path: &std::path::Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Path { action, path, source }

@@ -51,8 +51,13 @@ pub(super) async fn keep(
         if quiet > COUNT || lost_any(&swept, &snapshot.frontends) {
             swept.clone_from(&snapshot.frontends);
             quiet = 0;
+            let newest = snapshots.clone();
             let swept = tokio::task::spawn_blocking(move || {
-                let stands = |address| snapshot.frontends.contains_key(&Frontend { address, protocol: Protocol::Udp });
+                // By the newest snapshot, once more for what seems gone: a frontend that came meanwhile may have flows already.
+                let stands = |address| {
+                    let frontend = Frontend { address, protocol: Protocol::Udp };
+                    snapshot.frontends.contains_key(&frontend) || newest.borrow().frontends.contains_key(&frontend)
+                };
                 let fills = rows.sweep(&stands);
                 (rows, fills)
             });
@@ -76,11 +81,17 @@ mod tests {
     use sheave_model::{ResourceKey, Store};
     use std::sync::Mutex;
 
+    type Meanwhile = Option<Box<dyn FnOnce() + Send>>;
+
+    /// Rows by their frontends, and what happens when a sweep has begun.
     #[derive(Clone, Default)]
-    struct Fake(Arc<Mutex<Vec<SocketAddr>>>);
+    struct Fake(Arc<Mutex<Vec<SocketAddr>>>, Arc<Mutex<Meanwhile>>);
 
     impl Rows for Fake {
         fn sweep(&mut self, stands: &dyn Fn(SocketAddr) -> bool) -> [Fill; 2] {
+            if let Some(meanwhile) = self.1.lock().unwrap().take() {
+                meanwhile();
+            }
             let mut rows = self.0.lock().unwrap();
             rows.retain(|frontend| stands(*frontend));
             let entries = rows.len() as u64;
@@ -88,34 +99,54 @@ mod tests {
         }
     }
 
+    fn udp(name: &str, ip: &str) -> sheave_model::Service {
+        let mut service = service(name, ip);
+        service.ports[0].protocol = Protocol::Udp;
+        service
+    }
+
+    fn at(service: &sheave_model::Service) -> SocketAddr {
+        SocketAddr::new(service.cluster_ips[0], service.ports[0].port)
+    }
+
+    async fn counted(metrics: &Metrics, count: i64) {
+        let gauge = metrics.map_entries.with_label_values(&["flows"]);
+        let reached = async {
+            while gauge.get() != count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(SOON * 5, reached).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn rows_of_a_frontend_that_came_after_a_sweep_had_begun_stay() {
+        let (old, new) = (udp("a", "10.0.0.1"), udp("b", "10.0.0.2"));
+        let mut store = Store::default();
+        let snapshots = watch::Sender::new(Arc::new(store.apply(delta(vec![old.clone()])).clone()));
+        let later = Arc::new(store.apply(delta(vec![new.clone()])).clone());
+        let publish = snapshots.clone();
+        let meanwhile: Meanwhile = Some(Box::new(move || drop(publish.send_replace(later))));
+        let rows = Fake(Arc::new(Mutex::new(vec![at(&old), at(&new)])), Arc::new(Mutex::new(meanwhile)));
+        let (complete, metrics) = (watch::Sender::new(true), Metrics::new().unwrap());
+        tokio::spawn(keep(rows.clone(), snapshots.subscribe(), complete.subscribe(), metrics.clone()));
+        counted(&metrics, 2).await;
+    }
+
     #[tokio::test]
     async fn rows_of_a_frontend_that_went_are_swept_and_those_of_others_stay() {
-        let udp = |name, ip| {
-            let mut service = service(name, ip);
-            service.ports[0].protocol = Protocol::Udp;
-            service
-        };
         let (gone, kept) = (udp("a", "10.0.0.1"), udp("b", "10.0.0.2"));
-        let at = |service: &sheave_model::Service| SocketAddr::new(service.cluster_ips[0], service.ports[0].port);
-        let rows = Fake(Arc::new(Mutex::new(vec![at(&gone), at(&kept)])));
+        let rows = Fake(Arc::new(Mutex::new(vec![at(&gone), at(&kept)])), Arc::default());
         let mut store = Store::default();
         let snapshots = watch::Sender::new(Arc::new(store.apply(delta(vec![gone.clone(), kept.clone()])).clone()));
         let complete = watch::Sender::new(true);
         let metrics = Metrics::new().unwrap();
         tokio::spawn(keep(rows.clone(), snapshots.subscribe(), complete.subscribe(), metrics.clone()));
-        let counted = |count: i64| {
-            let gauge = metrics.map_entries.with_label_values(&["flows"]);
-            async move {
-                while gauge.get() != count {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            }
-        };
-        tokio::time::timeout(SOON * 5, counted(2)).await.unwrap();
+        counted(&metrics, 2).await;
         let mut removal = delta(vec![]);
         removal.removals.push(ResourceKey::Service(gone.key.clone()));
         snapshots.send_replace(Arc::new(store.apply(removal).clone()));
-        tokio::time::timeout(SOON * 5, counted(1)).await.unwrap();
+        counted(&metrics, 1).await;
         assert_eq!(*rows.0.lock().unwrap(), [at(&kept)]);
     }
 }

@@ -1,5 +1,7 @@
 //! The socket hooks of this node: `sheave-loader` with this program's flags and errors.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use sheave_abi::Counter;
 use sheave_loader::{Error, Loader, Options, Sizes};
@@ -34,10 +36,40 @@ fn options(node: &NodeConfig) -> std::io::Result<Options> {
     })
 }
 
+/// Tries to open before a machine counts as one that can't, and the wait between two.
+const TRIES: (u32, Duration) = (4, Duration::from_millis(500));
+
 /// Attaches the hooks, or takes over those of an earlier process, and reads what their maps hold.
 pub(super) fn open(node: &NodeConfig) -> anyhow::Result<(Loader, Restored)> {
-    let loader = Loader::open(&options(node).context("the network namespace has no cookie")?)?;
-    let restored = loader.restored().context("pinned maps can't be read")?;
+    let options = options(node).context("the network namespace has no cookie")?;
+    Ok(open_once(&options)?)
+}
+
+/// [`open`] where the choice is this program's: an error that may pass is no reason to take away what forwards, nor are pins of
+/// another version, which are replaced. New connections go to the listeners meanwhile, old ones go on.
+pub(super) fn open_patiently(node: &NodeConfig) -> anyhow::Result<(Loader, Restored)> {
+    let options = options(node).context("the network namespace has no cookie")?;
+    let mut left = TRIES.0;
+    loop {
+        left -= 1;
+        match open_once(&options) {
+            Ok(opened) => return Ok(opened),
+            Err(error) if left > 0 && error.is_of_others_pins() => {
+                tracing::warn!(%error, "it is taken away and made anew");
+                sheave_loader::clean(&options.bpffs)?;
+            }
+            Err(error) if left > 0 && error.may_pass() => {
+                tracing::warn!(%error, "eBPF can't be used now; it is tried again");
+                std::thread::sleep(TRIES.1);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn open_once(options: &Options) -> Result<(Loader, Restored), Error> {
+    let loader = Loader::open(options)?;
+    let restored = loader.restored()?;
     Ok((loader, restored))
 }
 

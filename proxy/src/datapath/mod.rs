@@ -57,7 +57,7 @@ fn choose(config: &Config) -> anyhow::Result<(Choice, Option<(Loader, Restored)>
             let kernel = kernel::open(&config.node).context("--datapath ebpf")?;
             return Ok((Choice { mode: "ebpf", reason: "asked for".to_owned() }, Some(kernel)));
         }
-        Datapath::Auto => match kernel::open(&config.node) {
+        Datapath::Auto => match kernel::open_patiently(&config.node) {
             Ok(kernel) => {
                 return Ok((Choice { mode: "ebpf", reason: "this machine can".to_owned() }, Some(kernel)));
             }
