@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sheave_api::{Encoded, MAX_RESOURCE_BYTES, encode_resource};
-use sheave_index::{Condition, Index, Kind};
+use sheave_index::{Condition, Index, Kind, ObjectKey};
 use sheave_model::{ResourceKey, View};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
@@ -18,6 +18,9 @@ use crate::source::{Batch, Event};
 
 /// Batches that are taken together at most, so that a flood of them is published in steps.
 const TOGETHER: usize = 64;
+
+/// The label of the proxies' Pods in the controller's own namespace, as the DaemonSet has it.
+const PROXIES: (&str, &str) = ("app.kubernetes.io/name", "sheave-proxy");
 
 /// Problems of a source that are kept for the admin page.
 const MAX_PROBLEMS: usize = 1000;
@@ -54,6 +57,10 @@ pub(crate) struct Engine {
     publisher: Arc<Publisher>,
     metrics: Arc<Metrics>,
     source: String,
+    /// The controller's own namespace, where there is one.
+    home: Option<String>,
+    /// The Nodes that a proxy's Pod is on.
+    proxied: Arc<BTreeSet<Arc<str>>>,
     lists: BTreeMap<Kind, Lists>,
     heard: BTreeMap<Kind, Instant>,
     problems: Vec<String>,
@@ -61,10 +68,11 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// For a source with this id.
-    pub(crate) fn new(source: String, publisher: Arc<Publisher>, metrics: Arc<Metrics>) -> Self {
+    /// For a source with this id, and a controller that lives in namespace `home` of it.
+    pub(crate) fn new(source: String, home: Option<String>, publisher: Arc<Publisher>, metrics: Arc<Metrics>) -> Self {
         let (lists, heard, problems) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-        Self { index: Index::default(), publisher, metrics, source, lists, heard, problems, ready: false }
+        let (index, proxied) = (Index::default(), Arc::default());
+        Self { index, publisher, metrics, source, home, proxied, lists, heard, problems, ready: false }
     }
 
     /// Runs until the source has ended.
@@ -91,22 +99,32 @@ impl Engine {
     fn take_in(&mut self, batches: &mut Vec<Batch>) {
         let observed = batches.iter().map(|batch| batch.observed_unix_nanos).max().unwrap_or_default();
         let (mut dirty, now) = (BTreeSet::new(), Instant::now());
+        let mut moved = false;
         for event in batches.drain(..).flat_map(|batch| batch.events) {
             self.hear(&event, now);
+            moved |= self.may_move_proxies(&event);
             dirty.extend(self.apply(event)); // not `append`, which rebuilds the whole set each time
         }
         let was_ready = self.ready;
         self.ready = self.ready || Kind::ALL.iter().all(|kind| self.lists.get(kind).is_some_and(|list| list.ended > 0));
         let changes = match (was_ready, self.ready) {
             (_, false) => Vec::new(),
-            (false, true) => self.compute(self.index.keys()),
+            (false, true) => {
+                let keys = self.index.keys();
+                self.compute(keys)
+            }
             (true, true) => self.compute(dirty),
         };
+        if let (true, Some(home)) = (moved, &self.home) {
+            let (key, value) = PROXIES;
+            self.proxied = Arc::new(self.index.nodes_with(home, &(key.into(), value.into())));
+        }
         if !was_ready && self.ready {
             info!(resources = changes.len(), source = self.source, "everything has been listed once; serving");
         }
         let view = View { source: self.source.clone(), versions: self.index.view() };
-        let standing = Standing { ready: self.ready, view, lists: self.lists.clone(), heard: self.heard.clone() };
+        let (lists, heard, proxied) = (self.lists.clone(), self.heard.clone(), self.proxied.clone());
+        let standing = Standing { ready: self.ready, view, lists, heard, proxied };
         // The first list says nothing about latency, whatever came with it.
         let observed = if was_ready { observed } else { 0 };
         self.publisher.publish(changes, observed, standing);
@@ -124,6 +142,17 @@ impl Engine {
             Event::BeginResync(_) | Event::Problems(_) => return,
         };
         self.heard.insert(kind, now);
+    }
+
+    /// Whether an event is about a Pod of the controller's own namespace.
+    fn may_move_proxies(&self, event: &Event) -> bool {
+        let at_home = |key: &ObjectKey| key.kind == Kind::Pod && self.home.as_deref() == Some(&*key.namespace);
+        match event {
+            Event::Apply(object) => at_home(&object.key),
+            Event::Delete(key) => at_home(key),
+            Event::EndResync(kind, _) => *kind == Kind::Pod,
+            Event::BeginResync(_) | Event::Seen(..) | Event::Heard(_) | Event::Problems(_) => false,
+        }
     }
 
     fn apply(&mut self, event: Event) -> BTreeSet<ResourceKey> {
@@ -149,8 +178,8 @@ impl Engine {
         BTreeSet::new()
     }
 
-    fn compute(&self, keys: impl IntoIterator<Item = ResourceKey>) -> Vec<Change> {
-        let one = |key: ResourceKey| match self.index.compute(&key) {
+    fn compute(&mut self, keys: impl IntoIterator<Item = ResourceKey>) -> Vec<Change> {
+        let one = |key: ResourceKey| match self.index.compute_and_note(&key) {
             None => Some((key, None)),
             Some(resource) => self.within_bounds(&key, encode_resource(&resource)).map(|encoded| (key, Some(encoded))),
         };
@@ -171,6 +200,8 @@ impl Engine {
         for kind in Kind::ALL {
             let count = self.index.len(kind).try_into().unwrap_or(i64::MAX);
             self.metrics.objects.with_label_values(&[kind.as_str()]).set(count);
+            let left_out = self.index.left_out(kind).try_into().unwrap_or(i64::MAX);
+            self.metrics.object_faults.with_label_values(&[kind.as_str()]).set(left_out);
         }
         for condition in self.index.take_new_conditions() {
             self.metrics.objects_rejected.with_label_values(&[condition.object.kind.as_str()]).inc();
@@ -181,6 +212,8 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
+    use sheave_index::{Object, Strings};
+
     use super::*;
     use crate::source::Feed;
 
@@ -190,7 +223,7 @@ mod tests {
         let publisher = Arc::new(Publisher::new(metrics.clone()));
         let (feed, batches, _) = Feed::new(metrics.clone());
         let (ask, questions) = mpsc::channel(1);
-        let engine = Engine::new("id".into(), publisher.clone(), metrics);
+        let engine = Engine::new("id".into(), None, publisher.clone(), metrics);
         let task = tokio::spawn(engine.run(batches, questions));
         let mut views = publisher.watch_views();
         for (at, kind) in Kind::ALL.into_iter().enumerate() {
@@ -214,11 +247,53 @@ mod tests {
         task.await.unwrap();
     }
 
+    fn pod(namespace: &str, name: &str, over: serde_json::Value) -> Object {
+        let mut written = serde_json::json!({
+            "metadata": {"namespace": namespace, "name": name, "labels": {"app.kubernetes.io/name": "sheave-proxy"}},
+            "spec": {"nodeName": name, "containers": []}
+        });
+        written["status"] = over;
+        sheave_index::facts::from_pod(&serde_json::from_value(written).unwrap(), &mut Strings::default()).unwrap()
+    }
+
+    #[test]
+    fn nodes_without_a_proxys_pod_count_only_where_there_is_no_such_pod() {
+        let metrics = Arc::new(Metrics::new());
+        let publisher = Arc::new(Publisher::new(metrics.clone()));
+        let mut engine = Engine::new("id".into(), Some("home".into()), publisher.clone(), metrics);
+        let mut take = |events| engine.take_in(&mut vec![Batch { events, observed_unix_nanos: 0 }]);
+        let node = |name: &str| {
+            let written = serde_json::json!({"metadata": {"name": name}});
+            sheave_index::facts::from_node(&serde_json::from_value(written).unwrap(), &mut Strings::default()).unwrap()
+        };
+        Kind::ALL.into_iter().for_each(|kind| take(vec![Event::BeginResync(kind), Event::EndResync(kind, 1)]));
+        take(vec![Event::Apply(node("fargate")), Event::Apply(node("n1"))]);
+        let status = serde_json::Value::Null;
+        take(vec![Event::Apply(pod("elsewhere", "n2", status.clone()))]);
+        assert_eq!(publisher.nodes(), ["fargate", "n1"]);
+        take(vec![Event::Apply(pod("home", "n1", status.clone())), Event::Apply(pod("home", "gone", status))]);
+        assert_eq!(publisher.nodes(), ["n1"]);
+        take(vec![Event::BeginResync(Kind::Pod), Event::EndResync(Kind::Pod, 2)]);
+        assert_eq!(publisher.nodes(), ["fargate", "n1"]);
+    }
+
+    #[test]
+    fn what_is_left_out_is_shown_for_as_long_as_it_is() {
+        let metrics = Arc::new(Metrics::new());
+        let mut engine = Engine::new("id".into(), None, Arc::new(Publisher::new(metrics.clone())), metrics.clone());
+        let mut take = |event| engine.take_in(&mut vec![Batch { events: vec![event], observed_unix_nanos: 0 }]);
+        let faults = || metrics.object_faults.with_label_values(&["Pod"]).get();
+        take(Event::Apply(pod("ns", "a", serde_json::json!({"podIPs": [{"ip": "x"}, {"ip": "y"}]}))));
+        assert_eq!((faults(), metrics.objects_rejected.with_label_values(&["Pod"]).get()), (2, 2));
+        take(Event::Delete(ObjectKey::new(Kind::Pod, "ns", "a")));
+        assert_eq!((faults(), metrics.objects_rejected.with_label_values(&["Pod"]).get()), (0, 2));
+    }
+
     #[test]
     fn the_view_is_as_old_as_its_oldest_kind() {
         let metrics = Arc::new(Metrics::new());
         let publisher = Arc::new(Publisher::new(metrics.clone()));
-        let mut engine = Engine::new("id".into(), publisher.clone(), metrics);
+        let mut engine = Engine::new("id".into(), None, publisher.clone(), metrics);
         let mut take = |event| engine.take_in(&mut vec![Batch { events: vec![event], observed_unix_nanos: 0 }]);
         let age = || publisher.read(|_, _, age| age);
         let pause = Duration::from_millis(30);

@@ -10,11 +10,13 @@ pub(crate) struct Metrics {
     registry: Registry,
     /// Objects held, by kind.
     pub(crate) objects: IntGaugeVec,
-    /// Objects or parts of one that were left out because they can't be right, by kind.
+    /// What was newly found wrong with objects, by kind: a line of the log each.
     pub(crate) objects_rejected: IntCounterVec,
+    /// Conditions that leave something of an object out, as long as they last, by kind.
+    pub(crate) object_faults: IntGaugeVec,
     /// Lists and watches that failed, by kind.
     pub(crate) watch_errors: IntCounterVec,
-    /// Lists after the first, by kind: the watch's history was gone (410), or a proxy held something newer.
+    /// Lists after the first, by kind: the watch's history was gone (410), the server went back, or a proxy held something newer.
     pub(crate) relists: IntCounterVec,
     /// Proxies with a stream.
     pub(crate) subscribers: IntGauge,
@@ -62,7 +64,13 @@ impl Metrics {
         let r = Registry::new();
         let metrics = Self {
             objects: gauges(&r, "sheave_objects", "Objects held.", "kind"),
-            objects_rejected: counters(&r, "sheave_objects_rejected_total", "Objects or parts left out.", "kind"),
+            objects_rejected: counters(
+                &r,
+                "sheave_objects_rejected_total",
+                "What was newly found wrong with objects.",
+                "kind",
+            ),
+            object_faults: gauges(&r, "sheave_object_faults", "What is left out of objects now.", "kind"),
             watch_errors: counters(&r, "sheave_watch_errors_total", "Lists and watches that failed.", "kind"),
             relists: counters(&r, "sheave_relists_total", "Lists after the first.", "kind"),
             subscribers: gauge(&r, "sheave_subscribers", "Proxies with a stream."),
@@ -113,6 +121,7 @@ impl Metrics {
         };
         for kind in Kind::ALL {
             metrics.objects.with_label_values(&[kind.as_str()]);
+            metrics.object_faults.with_label_values(&[kind.as_str()]);
             for family in [&metrics.objects_rejected, &metrics.watch_errors, &metrics.relists] {
                 family.with_label_values(&[kind.as_str()]);
             }

@@ -184,14 +184,14 @@ impl Controller {
                 let client = kube::client(kubeconfig.as_deref(), api_server.as_deref()).await?;
                 let namespace = lease_namespace.unwrap_or_else(|| client.default_namespace().to_owned());
                 self.serve(admin, Some((client.clone(), namespace.clone()))).await?;
-                self.campaign(client.clone(), namespace);
+                self.campaign(client.clone(), namespace.clone());
                 let source = KubeSource::new(client);
-                self.read(move || source.clone(), inlet).await
+                self.read(move || source.clone(), Some(namespace), inlet).await
             }
             SourceConfig::Dir { path, service_cidrs, node_ports } => {
                 self.serve(admin, None).await?;
                 let config = DirConfig { path, state_dir: self.config.state_dir.clone(), service_cidrs, node_ports };
-                self.read(move || DirSource::new(config.clone()), inlet).await
+                self.read(move || DirSource::new(config.clone()), None, inlet).await
             }
         }
     }
@@ -273,10 +273,11 @@ impl Controller {
         });
     }
 
-    /// Reads the source until something fails.
+    /// Reads the source until something fails. `home` is the controller's own namespace there.
     async fn read<S: Source>(
         &mut self,
         mut source: impl FnMut() -> S + Send + 'static,
+        home: Option<String>,
         inlet: Inlet,
     ) -> anyhow::Result<Infallible> {
         let mut first = source();
@@ -284,7 +285,7 @@ impl Controller {
             id = identified(&mut first) => id,
             error = self.tasks.failed() => return Err(error),
         };
-        let engine = Engine::new(id, self.publisher.clone(), self.metrics.clone());
+        let engine = Engine::new(id, home, self.publisher.clone(), self.metrics.clone());
         let Inlet { feed, batches, asked } = inlet;
         self.tasks.fatal("index", async move {
             engine.run(batches, asked).await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::ObjectKey;
+use crate::{Kind, ObjectKey};
 
 /// New conditions kept for [`crate::Index::take_new_conditions`]; beyond it they show in `conditions()` only.
 const NEWS: usize = 4096;
@@ -36,8 +36,21 @@ pub(crate) enum Origin {
     Selector,
     /// A frontend that another Service keeps.
     Claim,
+    /// Endpoints of a Service beyond the most that are served.
+    Endpoints,
     /// A Node that pods name and that does not exist.
     MissingNode,
+}
+
+impl Origin {
+    /// Whether something that was written is left out until somebody mends it. A wide selector is served as it is, and a Pod
+    /// whose Node went first, as at every scale-down, soon follows it.
+    fn leaves_out(self) -> bool {
+        match self {
+            Self::Object | Self::Claim | Self::Endpoints => true,
+            Self::Selector | Self::MissingNode => false,
+        }
+    }
 }
 
 /// Every condition that holds now, and those that are new.
@@ -45,6 +58,8 @@ pub(crate) enum Origin {
 pub(crate) struct Book {
     all: BTreeMap<(ObjectKey, Origin), Vec<Condition>>,
     news: Vec<Condition>,
+    /// How many of a kind's conditions leave something out.
+    left_out: BTreeMap<Kind, usize>,
 }
 
 impl Book {
@@ -57,15 +72,23 @@ impl Book {
         let old =
             if conditions.is_empty() { self.all.remove(&slot) } else { self.all.insert(slot, conditions.clone()) };
         let old = old.unwrap_or_default();
+        if origin.leaves_out() {
+            let count = self.left_out.entry(object.kind).or_default();
+            *count = (*count + conditions.len()).saturating_sub(old.len());
+        }
         let room = NEWS.saturating_sub(self.news.len());
         self.news.extend(conditions.into_iter().filter(|c| !old.contains(c)).take(room));
     }
 
     /// Forgets an object that is gone.
     pub(crate) fn clear(&mut self, object: &ObjectKey) {
-        for origin in [Origin::Object, Origin::Selector, Origin::Claim] {
+        for origin in [Origin::Object, Origin::Selector, Origin::Claim, Origin::Endpoints] {
             self.set(object, origin, Vec::new());
         }
+    }
+
+    pub(crate) fn left_out(&self, kind: Kind) -> usize {
+        self.left_out.get(&kind).copied().unwrap_or_default()
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Condition> {

@@ -11,13 +11,13 @@ use crate::facts::{NodeObjectFacts, PodFacts, ServiceFacts, SliceEndpoint, Slice
 use crate::index::MAX_ENDPOINTS;
 use crate::space::{ServiceEntry, Space};
 
-/// The endpoints of a Service, sorted by address.
+/// The endpoints of a Service that are served, sorted by address, and how many there are in all.
 pub(crate) fn endpoints(
     name: &str,
     entry: &ServiceEntry,
     space: &Space,
     nodes: &HashMap<Arc<str>, Arc<NodeObjectFacts>>,
-) -> Vec<Endpoint> {
+) -> (Vec<Endpoint>, usize) {
     let facts = &*entry.facts;
     let mut found = Vec::with_capacity(entry.members.len());
     for pod in entry.members.iter().filter_map(|member| space.pods.get(member)) {
@@ -28,7 +28,8 @@ pub(crate) fn endpoints(
     }
     let mut merged = merge(found);
     merged.retain(|endpoint| endpoint.ports.iter().any(|&port| port != 0));
-    limit(merged)
+    let all = merged.len();
+    (limit(merged), all)
 }
 
 fn from_pod(

@@ -7,16 +7,17 @@ use sheave_model::{ResourceKey, Service, ServiceKey};
 
 use crate::claims::Claims;
 use crate::condition::{Book, Origin};
-use crate::facts::{CidrFacts, Class, NodeObjectFacts, PodFacts, ServiceFacts, SliceFacts};
+use crate::facts::{CidrFacts, Class, Label, NodeObjectFacts, PodFacts, ServiceFacts, SliceFacts};
 use crate::space::Space;
 use crate::{Condition, Facts, Kind, Object, ObjectKey};
 
-/// A selector that matches more Pods than this is probably a mistake, and is said to be one; all of them are served. It is
-/// the size from which the cluster's own Endpoints objects are marked over-capacity.
+/// A selector that matches more Pods than this is probably a mistake, and is said to be one. It is the size from which the
+/// cluster's own Endpoints objects are marked over-capacity.
 pub const WIDE_SELECTOR: usize = 1_000;
 
-/// Endpoints of one Service that are served. With names of usual lengths (below 60 bytes for a node) a Service of this many
-/// still fits the 1 MiB chunk of the discovery stream.
+/// Endpoints of one Service that are served; more are a condition of it. With names of usual lengths (below 60 bytes for a
+/// node) a Service of this many still fits the 1 MiB chunk of the discovery stream, of which every subscriber has a copy under
+/// way at each change, and its sets, which are swapped whole, fit the kernel's map of slots for several ports at once.
 pub const MAX_ENDPOINTS: usize = 8_192;
 
 type Dirty = BTreeSet<ResourceKey>;
@@ -37,7 +38,7 @@ pub struct Index {
     rounds: BTreeMap<Kind, Round>,
     versions: BTreeMap<Kind, u64>,
     claims: Claims,
-    book: Book,
+    pub(crate) book: Book,
 }
 
 /// The lists of one kind.
@@ -152,6 +153,18 @@ impl Index {
     /// What is wrong with one object now.
     pub fn conditions_of(&self, key: &ObjectKey) -> impl Iterator<Item = &Condition> {
         self.book.of(key)
+    }
+
+    /// How many of the conditions of a kind's objects say that something is left out until it is mended; the others only
+    /// inform.
+    pub fn left_out(&self, kind: Kind) -> usize {
+        self.book.left_out(kind)
+    }
+
+    /// The Nodes that a namespace's Pods with a label are on, whether or not these Nodes exist.
+    pub fn nodes_with(&self, namespace: &str, label: &Label) -> BTreeSet<Arc<str>> {
+        let pods = self.spaces.get(namespace).into_iter().flat_map(|space| space.with(label));
+        pods.filter_map(|pod| pod.node.clone()).collect()
     }
 
     /// What has gone wrong since the last call, each once: for one log line and one count. Bounded; take it after each batch.
@@ -295,11 +308,7 @@ impl Index {
     fn check_width(&mut self, namespace: &Arc<str>, name: &Arc<str>) {
         let entry = self.spaces.get(namespace).and_then(|space| space.services.get(name));
         let many = entry.map_or(0, |entry| entry.members.len());
-        let message = if many > MAX_ENDPOINTS {
-            format!("matches more than {MAX_ENDPOINTS} pods, of which that many endpoints are served")
-        } else {
-            format!("matches more than {WIDE_SELECTOR} pods, all of which are served")
-        };
+        let message = format!("matches more than {WIDE_SELECTOR} pods");
         let object = ObjectKey::new(Kind::Service, namespace.clone(), name.clone());
         let remedy = "narrow the selector, or split the Service".to_owned();
         let condition = Condition { object: object.clone(), field: "spec.selector".to_owned(), message, remedy };

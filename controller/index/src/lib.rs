@@ -16,11 +16,14 @@
 //! let dirty = index.delete(&object_key);
 //! index.seen(Kind::Pod, version);                            // a bookmark, or a deleted object's version
 //! index.compute(&key)              -> Option<Resource>       // None: gone
+//! index.compute_and_note(&key)     -> Option<Resource>       // the same, and a condition where something had to be left out
 //! index.keys()                     -> Vec<ResourceKey>       // every resource there is
 //! index.view()                     -> BTreeMap<String, u64>  // newest resourceVersion for each kind
 //! index.len(Kind::Pod)             -> usize
+//! index.nodes_with(ns, &label)     -> BTreeSet<Arc<str>>     // the Nodes that Pods with a label are on
 //! index.conditions()               -> impl Iterator<Item = &Condition>  // what is wrong now, for /debug/services
 //! index.conditions_of(&object_key) -> impl Iterator<Item = &Condition>
+//! index.left_out(Kind::Service)    -> usize                  // those of a kind that leave something out
 //! index.take_new_conditions()      -> Vec<Condition>         // what has gone wrong since the last call: log and count
 //! ```
 

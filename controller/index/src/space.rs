@@ -81,6 +81,12 @@ impl Space {
         filed.filter(matches).cloned().collect()
     }
 
+    /// The Pods that have a label.
+    pub(crate) fn with(&self, label: &Label) -> impl Iterator<Item = &PodFacts> + use<'_> {
+        let names = self.labelled.get(label).into_iter().flatten();
+        names.filter_map(|name| self.pods.get(name)).map(|pod| &**pod)
+    }
+
     /// Stores a Pod (or, with `None`, removes it) and files it under its labels. Returns what it was.
     pub(crate) fn set_pod(&mut self, name: &Arc<str>, pod: Option<Arc<PodFacts>>) -> Option<Arc<PodFacts>> {
         let labels = pod.as_ref().map(|pod| pod.labels.clone()).unwrap_or_default();

@@ -3,6 +3,7 @@
 
 mod debug;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
 use tracing::{debug, info};
 
 use crate::config::Config;
@@ -29,6 +31,9 @@ use crate::serve::Nodes;
 
 /// Connections at a time, on each listener.
 const MAX_CONNECTIONS: usize = 64;
+
+/// A connection ends after this long, whatever it does: a client that asks and never reads would stay for ever.
+const LIFE: Duration = Duration::from_secs(30);
 
 /// A request's head must be there by then, an idle connection is closed after it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -132,11 +137,10 @@ impl Admin {
 
 /// Serves metrics and health.
 pub(crate) async fn serve_tcp(admin: Arc<Admin>, listener: Arc<TcpListener>) -> anyhow::Result<()> {
-    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut crowd = Crowd::default();
     loop {
-        let permit = free.clone().acquire_owned().await?;
         match listener.accept().await {
-            Ok((stream, _)) => connection(admin.clone(), Scope::Public, stream, permit),
+            Ok((stream, _)) => crowd.admit(connection(admin.clone(), Scope::Public, stream)),
             Err(error) => pause(&error).await,
         }
     }
@@ -144,11 +148,10 @@ pub(crate) async fn serve_tcp(admin: Arc<Admin>, listener: Arc<TcpListener>) -> 
 
 /// Serves everything.
 pub(crate) async fn serve_unix(admin: Arc<Admin>, listener: Arc<UnixListener>) -> anyhow::Result<()> {
-    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut crowd = Crowd::default();
     loop {
-        let permit = free.clone().acquire_owned().await?;
         match listener.accept().await {
-            Ok((stream, _)) => connection(admin.clone(), Scope::Full, stream, permit),
+            Ok((stream, _)) => crowd.admit(connection(admin.clone(), Scope::Full, stream)),
             Err(error) => pause(&error).await,
         }
     }
@@ -159,23 +162,39 @@ async fn pause(error: &std::io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// Serves one connection; `permit` is given back when it ends.
-fn connection<S>(admin: Arc<Admin>, scope: Scope, stream: S, permit: impl Send + 'static)
+/// The connections of a listener, oldest first. The oldest gives way to one too many, so that a kubelet's probe is answered
+/// whoever else holds connections.
+#[derive(Debug, Default)]
+struct Crowd(VecDeque<AbortHandle>);
+
+impl Crowd {
+    fn admit(&mut self, connection: impl Future<Output = ()> + Send + 'static) {
+        self.0.retain(|one| !one.is_finished());
+        if self.0.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        self.0.push_back(tokio::spawn(connection).abort_handle());
+    }
+}
+
+/// Serves one connection to its end.
+async fn connection<S>(admin: Arc<Admin>, scope: Scope, stream: S)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    tokio::spawn(async move {
-        let answer = service_fn(move |request| {
-            let admin = admin.clone();
-            async move { Ok::<_, Infallible>(admin.answer(scope, &request).await) }
-        });
-        let mut http = hyper::server::conn::http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        if let Err(error) = http.serve_connection(TokioIo::new(stream), answer).await {
-            debug!(%error, "an admin connection failed");
-        }
-        drop(permit);
+    let answer = service_fn(move |request| {
+        let admin = admin.clone();
+        async move { Ok::<_, Infallible>(admin.answer(scope, &request).await) }
     });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    match tokio::time::timeout(LIFE, http.serve_connection(TokioIo::new(stream), answer)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "an admin connection failed"),
+        Err(_) => debug!("an admin connection was cut after {} s", LIFE.as_secs()),
+    }
 }
 
 fn text(status: StatusCode, body: &str) -> Page {
@@ -217,6 +236,8 @@ fn percent_decoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::*;
     use crate::publish::Standing;
@@ -284,6 +305,36 @@ mod tests {
         admin.questions = questions;
         let page = tokio::time::timeout(Duration::from_secs(20), get(&admin, Scope::Full, "/debug/services")).await;
         assert_eq!(page.expect("it doesn't hang").0, 503);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_never_reads_is_cut_off() {
+        let ((admin, _stop), (mut client, server)) = (admin(), tokio::io::duplex(64));
+        client.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let served = connection(Arc::new(admin), Scope::Public, server);
+        tokio::time::timeout(LIFE * 2, served).await.expect("it ends");
+        let mut begun = Vec::new();
+        client.read_to_end(&mut begun).await.unwrap();
+        assert_eq!(begun.len(), 64, "it was in the midst of an answer");
+    }
+
+    #[tokio::test]
+    async fn a_probe_is_answered_whoever_else_holds_connections() {
+        let (admin, _stop) = admin();
+        let listener = Arc::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve_tcp(Arc::new(admin), listener));
+        let mut silent = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut probe = TcpStream::connect(address).await.unwrap();
+        probe.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut said = String::new();
+        let answer = tokio::time::timeout(HEAD_TIMEOUT / 2, probe.read_to_string(&mut said)).await;
+        answer.expect("it is answered at once").unwrap();
+        assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+        assert_eq!(silent[0].read(&mut [0]).await.unwrap(), 0, "the oldest gave way");
     }
 
     #[test]

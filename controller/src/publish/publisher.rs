@@ -3,12 +3,12 @@
 //! The lock is held for map work only, never across an await or a computation of resources. Whoever needs all of the catalog
 //! takes its shelf and works outside.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sheave_index::Kind;
-use sheave_model::View;
+use sheave_model::{ResourceKey, View};
 use tokio::sync::watch;
 
 use super::catalog::{Catalog, Change};
@@ -32,12 +32,15 @@ pub(crate) struct Standing {
     pub(crate) lists: BTreeMap<Kind, Lists>,
     /// When each kind was last heard of.
     pub(crate) heard: BTreeMap<Kind, Instant>,
+    /// The Nodes that a proxy's Pod is on.
+    pub(crate) proxied: Arc<BTreeSet<Arc<str>>>,
 }
 
 impl Standing {
     /// Nothing has been listed.
     pub(crate) fn new() -> Self {
-        Self { ready: false, view: View::default(), lists: BTreeMap::new(), heard: BTreeMap::new() }
+        let (lists, heard) = (BTreeMap::new(), BTreeMap::new());
+        Self { ready: false, view: View::default(), lists, heard, proxied: Arc::default() }
     }
 }
 
@@ -101,6 +104,20 @@ impl Publisher {
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Catalog, &View, Duration) -> T) -> T {
         let state = self.lock();
         read(&state.catalog, &state.standing.view, state.age())
+    }
+
+    /// The nodes that should have a proxy: a cluster may have some that can't run one, or that the DaemonSet leaves out, and then
+    /// those that a proxy's Pod is on. All of them where no such Pod is known: proxies run otherwise there.
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        let (shelf, proxied) = {
+            let state = self.lock();
+            (state.catalog.shelf(), state.standing.proxied.clone())
+        };
+        let names = shelf.iter().filter_map(|(key, ..)| match key {
+            ResourceKey::Node(name) => Some(name),
+            ResourceKey::Service(_) | ResourceKey::Cluster => None,
+        });
+        names.filter(|name| proxied.is_empty() || proxied.contains(*name)).map(ToString::to_string).collect()
     }
 
     pub(crate) fn standing(&self) -> Standing {

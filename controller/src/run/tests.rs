@@ -110,7 +110,7 @@ async fn a_fatal_task_ends_the_program_before_the_source_is_known() {
     let config = config_in(top.path(), &top.path().join("discovery.sock"));
     let (mut controller, inlet, _questions) = Controller::new(config, serving);
     controller.tasks.fatal("discovery", async { anyhow::bail!("broken") });
-    let ended = tokio::time::timeout(PATIENCE, controller.read(|| Absent, inlet)).await;
+    let ended = tokio::time::timeout(PATIENCE, controller.read(|| Absent, None, inlet)).await;
     let error = format!("{:#}", ended.expect("it ends").unwrap_err());
     assert!(error.contains("discovery") && error.contains("broken"), "{error}");
 }

@@ -1,7 +1,8 @@
 //! Nothing goes back in time: a replica serves a proxy only once it has seen what the proxy has applied.
 //!
-//! A kind that lags is listed once more, because a quiet kind's watch brings no newer version by itself. Where lists that
-//! began after the question are still older, the source itself went back (a restored etcd), and the replica serves.
+//! Mostly the watch brings that in a moment. A kind that still lags then is listed once more, because a quiet kind's watch
+//! brings no newer version by itself. Where a list that began after the question is still older, the source itself went back
+//! (a restored etcd), and the replica serves.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,6 +13,10 @@ use tokio::time::Instant;
 
 use crate::publish::{Publisher, Standing};
 use crate::source::Relist;
+
+/// How long the watch has to bring what a proxy has seen elsewhere before a list is asked for: replicas hear of a change within
+/// milliseconds of each other, and a list holds up changes while it lasts.
+const WATCH_FIRST: Duration = Duration::from_secs(2);
 
 /// Why a proxy may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,16 +29,10 @@ pub(super) enum Pass {
     SourceWentBack,
 }
 
-/// Why it may not.
+/// Why it may not: the proxy has seen more of these kinds.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Closed {
-    /// The first full list isn't complete.
-    #[error("this replica hasn't listed everything yet")]
-    NotReady,
-    /// The proxy has seen more.
-    #[error("this replica lags behind the proxy in {0:?}")]
-    Lags(Vec<Kind>),
-}
+#[error("this replica lags behind the proxy in {0:?}")]
+pub(super) struct Lags(Vec<Kind>);
 
 /// Waits, at most for `patience`, until a proxy that has applied `wanted` may be served.
 pub(super) async fn pass(
@@ -41,73 +40,50 @@ pub(super) async fn pass(
     relist: &Relist,
     wanted: &View,
     patience: Duration,
-) -> Result<Pass, Closed> {
-    let deadline = Instant::now() + patience;
+) -> Result<Pass, Lags> {
+    let arrived = Instant::now();
+    let begun = relist.begun();
     let mut views = publisher.watch_views();
-    let mut asked = BTreeMap::new();
+    let mut asked = false;
     loop {
         views.borrow_and_update();
-        let standing = publisher.standing();
-        let closed = match judge(&standing, wanted, &mut asked) {
-            Judgement::Pass(pass) => return Ok(pass),
-            Judgement::Wait(closed, list) => {
-                list.into_iter().for_each(|kind| relist.request(kind));
-                closed
-            }
+        let lags = match judge(&publisher.standing(), wanted, &begun) {
+            Ok(pass) => return Ok(pass),
+            Err(lags) => lags,
         };
-        match tokio::time::timeout_at(deadline, views.changed()).await {
+        if !asked && arrived.elapsed() >= WATCH_FIRST {
+            asked = true;
+            let now = relist.begun();
+            // One that has begun since may be on its way.
+            lags.0.iter().filter(|kind| now.get(kind) == begun.get(kind)).for_each(|&kind| relist.request(kind));
+        }
+        let pause = if asked { patience } else { patience.min(WATCH_FIRST) };
+        match tokio::time::timeout_at(arrived + pause, views.changed()).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => return Err(closed),
+            Err(_) if pause < patience => {}
+            Ok(Err(_)) | Err(_) => return Err(lags),
         }
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Judgement {
-    Pass(Pass),
-    /// Not yet; these kinds should be listed once more.
-    Wait(Closed, Vec<Kind>),
-}
-
-/// For each kind that lagged at first sight: the newest list that had begun by then, and the newest that had ended when
-/// another was asked for.
-type Asked = BTreeMap<Kind, (u64, u64)>;
-
-fn judge(standing: &Standing, wanted: &View, asked: &mut Asked) -> Judgement {
-    if !standing.ready {
-        return Judgement::Wait(Closed::NotReady, Vec::new());
-    }
+/// `begun`: how many lists of each kind had begun when the proxy came.
+fn judge(standing: &Standing, wanted: &View, begun: &BTreeMap<Kind, u64>) -> Result<Pass, Lags> {
     if wanted.source.is_empty() {
-        return Judgement::Pass(Pass::Reached);
+        return Ok(Pass::Reached);
     }
     if wanted.source != standing.view.source {
-        return Judgement::Pass(Pass::OtherSource);
+        return Ok(Pass::OtherSource);
     }
     let seen = |kind: &Kind| standing.view.versions.get(kind.as_str()).copied().unwrap_or_default();
     // A kind that isn't watched here has no part in what is computed here.
     let lags = |kind: &Kind| wanted.versions.get(kind.as_str()).is_some_and(|&version| version > seen(kind));
-    let lagging: Vec<Kind> = Kind::ALL.into_iter().filter(lags).collect();
+    let mut lagging: Vec<Kind> = Kind::ALL.into_iter().filter(lags).collect();
     if lagging.is_empty() {
-        return Judgement::Pass(Pass::Reached);
+        return Ok(Pass::Reached);
     }
-    let mut list = Vec::new();
-    let mut settled = true;
-    for &kind in &lagging {
-        let now = standing.lists.get(&kind).copied().unwrap_or_default();
-        let first_sight = !asked.contains_key(&kind);
-        let (begun, asked_at) = asked.entry(kind).or_insert((now.begun, now.ended));
-        // The list after `begun` may have begun before the question and be on its way through the queue; the one after that
-        // can't.
-        if now.ended >= *begun + 2 {
-            continue;
-        }
-        settled = false;
-        if first_sight || now.ended > *asked_at {
-            *asked_at = now.ended;
-            list.push(kind);
-        }
-    }
-    if settled { Judgement::Pass(Pass::SourceWentBack) } else { Judgement::Wait(Closed::Lags(lagging), list) }
+    let listed = |kind: &Kind| standing.lists.get(kind).map_or(0, |lists| lists.ended);
+    lagging.retain(|kind| listed(kind) <= begun.get(kind).copied().unwrap_or_default());
+    if lagging.is_empty() { Ok(Pass::SourceWentBack) } else { Err(Lags(lagging)) }
 }
 
 #[cfg(test)]
@@ -117,63 +93,81 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
     use crate::publish::Lists;
+    use crate::source::{Event, Feed};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
 
     fn view(source: &str, pods: u64) -> View {
         View { source: source.into(), versions: [("Pod".to_owned(), pods)].into() }
     }
 
-    fn standing(pods: u64, begun: u64, ended: u64) -> Standing {
-        let lists = [(Kind::Pod, Lists { begun, ended })].into();
+    fn standing(pods: u64, ended: u64) -> Standing {
+        let lists = [(Kind::Pod, Lists { begun: ended, ended })].into();
         Standing { ready: true, view: view("a", pods), lists, ..Standing::new() }
+    }
+
+    fn publisher() -> Arc<Publisher> {
+        let publisher = Arc::new(Publisher::new(Arc::new(Metrics::new())));
+        publisher.publish(Vec::new(), 0, standing(7, 0));
+        publisher
     }
 
     #[test]
     fn a_replica_that_has_seen_as_much_serves_at_once() {
-        let mut asked = Asked::new();
-        assert_eq!(judge(&standing(7, 1, 1), &view("a", 7), &mut asked), Judgement::Pass(Pass::Reached));
-        assert_eq!(judge(&standing(7, 1, 1), &View::default(), &mut asked), Judgement::Pass(Pass::Reached));
-        assert_eq!(judge(&standing(7, 1, 1), &view("b", 9), &mut asked), Judgement::Pass(Pass::OtherSource));
-        let mut unready = standing(7, 1, 1);
-        unready.ready = false;
-        assert_eq!(judge(&unready, &view("b", 9), &mut asked), Judgement::Wait(Closed::NotReady, vec![]));
+        let judge = |wanted: &View| judge(&standing(7, 1), wanted, &[(Kind::Pod, 1)].into());
+        assert_eq!(judge(&view("a", 7)), Ok(Pass::Reached));
+        assert_eq!(judge(&View::default()), Ok(Pass::Reached));
+        assert_eq!(judge(&view("b", 9)), Ok(Pass::OtherSource));
+        assert_eq!(judge(&view("a", 8)), Err(Lags(vec![Kind::Pod])));
     }
 
     #[test]
-    fn only_lists_that_began_after_the_question_prove_that_the_source_went_back() {
-        let mut asked = Asked::new();
-        let wanted = view("a", 9);
-        let lags = || Closed::Lags(vec![Kind::Pod]);
-        let mut at = |begun, ended| judge(&standing(7, begun, ended), &wanted, &mut asked);
-        assert_eq!(at(4, 3), Judgement::Wait(lags(), vec![Kind::Pod]), "asks once");
-        assert_eq!(at(4, 3), Judgement::Wait(lags(), vec![]), "doesn't ask again while it waits");
-        assert_eq!(at(4, 4), Judgement::Wait(lags(), vec![Kind::Pod]), "that one had begun before");
-        assert_eq!(at(5, 5), Judgement::Wait(lags(), vec![Kind::Pod]), "that one may have");
-        assert_eq!(at(6, 5), Judgement::Wait(lags(), vec![]));
-        assert_eq!(at(6, 6), Judgement::Pass(Pass::SourceWentBack));
+    fn only_a_list_that_began_after_the_question_proves_that_the_source_went_back() {
+        let at = |ended, begun| judge(&standing(7, ended), &view("a", 9), &[(Kind::Pod, begun)].into());
+        assert_eq!(at(3, 4), Err(Lags(vec![Kind::Pod])));
+        assert_eq!(at(4, 4), Err(Lags(vec![Kind::Pod])), "that one had begun before");
+        assert_eq!(at(5, 4), Ok(Pass::SourceWentBack));
     }
 
-    #[tokio::test]
-    async fn a_lagging_replica_lists_once_more_and_serves_when_it_has_caught_up() {
-        let publisher = Arc::new(Publisher::new(Arc::new(Metrics::new())));
-        publisher.publish(Vec::new(), 0, standing(7, 1, 1));
-        let (feed, _batches, relist) = crate::source::Feed::new(Arc::new(Metrics::new()));
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_catches_up_in_a_moment_spares_the_list() {
+        let (publisher, relist) = (publisher(), Relist::default());
         let source = publisher.clone();
-        let lister = tokio::spawn(async move {
-            feed.relist_wanted(Kind::Pod).await;
-            source.publish(Vec::new(), 0, standing(9, 2, 2));
+        tokio::spawn(async move {
+            tokio::time::sleep(WATCH_FIRST / 2).await;
+            source.publish(Vec::new(), 0, standing(9, 0));
         });
-        let wanted = view("a", 9);
-        assert_eq!(pass(&publisher, &relist, &wanted, Duration::from_secs(10)).await, Ok(Pass::Reached));
-        lister.await.unwrap();
+        assert_eq!(pass(&publisher, &relist, &view("a", 9), PATIENCE).await, Ok(Pass::Reached));
+        assert!(relist.wanted_within(Kind::Pod, PATIENCE).await.is_err(), "no list was asked for");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_kind_is_listed_once_more_to_get_there() {
+        let (publisher, (feed, mut batches, relist)) = (publisher(), Feed::new(Arc::new(Metrics::new())));
+        let source = publisher.clone();
+        tokio::spawn(async move {
+            for number in 1.. {
+                feed.relist_wanted(Kind::Pod).await;
+                feed.listed(vec![Event::BeginResync(Kind::Pod), Event::EndResync(Kind::Pod, 9)]).await.unwrap();
+                batches.recv().await.unwrap();
+                source.publish(Vec::new(), 0, standing(9, number));
+            }
+        });
+        let started = Instant::now();
+        assert_eq!(pass(&publisher, &relist, &view("a", 9), PATIENCE).await, Ok(Pass::Reached));
+        assert_eq!(started.elapsed().as_secs(), WATCH_FIRST.as_secs());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        // Nobody ever saw such a version: one list proves it, and waits for its turn.
+        assert_eq!(pass(&publisher, &relist, &view("a", u64::MAX), PATIENCE).await, Ok(Pass::SourceWentBack));
+        assert!(started.elapsed() >= PATIENCE, "{:?}", started.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_replica_that_does_not_catch_up_refuses_in_time() {
-        let publisher = Publisher::new(Arc::new(Metrics::new()));
-        publisher.publish(Vec::new(), 0, standing(7, 1, 1));
-        let (started, patience) = (Instant::now(), Duration::from_millis(50));
-        let refused = pass(&publisher, &Relist::default(), &view("a", 9), patience).await;
-        assert_eq!(refused, Err(Closed::Lags(vec![Kind::Pod])));
-        assert!((patience..patience * 20).contains(&started.elapsed()), "{:?}", started.elapsed());
+        let (publisher, relist, started) = (publisher(), Relist::default(), Instant::now());
+        let refused = pass(&publisher, &relist, &view("a", 9), PATIENCE).await;
+        assert_eq!(refused, Err(Lags(vec![Kind::Pod])));
+        assert_eq!(started.elapsed().as_secs(), PATIENCE.as_secs());
+        relist.wanted_within(Kind::Pod, PATIENCE).await.expect("a list was asked for");
     }
 }

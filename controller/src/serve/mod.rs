@@ -41,8 +41,8 @@ use crate::publish::Publisher;
 use crate::source::Relist;
 use crate::trust::{Directory, Reviewer};
 
-/// Proxies that may be connected at a time: a large cluster, with room for reconnects.
-const MAX_SUBSCRIBERS: i64 = 10_000;
+/// Streams at a time, from their first moment on: a large cluster, with room for reconnects.
+const MAX_SUBSCRIBERS: usize = 10_000;
 
 /// Messages that wait between a subscriber's task and its connection. More would only age there.
 const OUTGOING: usize = 1;
@@ -101,14 +101,19 @@ impl Discovery for Server {
     type StreamStream = ReceiverStream<Result<FromController, Status>>;
 
     async fn stream(&self, request: Request<Streaming<FromProxy>>) -> Result<Response<Self::StreamStream>, Status> {
-        if self.nodes.len() >= MAX_SUBSCRIBERS {
-            return Err(self.refuse("too_many", Status::resource_exhausted("this replica serves all that it may")));
+        let full = || self.refuse("too_many", Status::resource_exhausted("this replica serves all that it may"));
+        let place = self.nodes.place().ok_or_else(full)?;
+        // Before Hello is read, which names all that a proxy holds: another replica may well be ready.
+        if !self.publisher.is_ready() {
+            let why = "this replica hasn't listed everything yet";
+            return Err(self.refuse("not_ready", Status::unavailable(why)));
         }
         let peer = self.peer(request.metadata(), request.extensions()).await?;
         let (outgoing, receiver) = mpsc::channel(OUTGOING);
         let server = self.clone();
         let incoming = request.into_inner();
         tokio::spawn(async move {
+            let _place = place;
             if let Err(status) = stream::run(&server, &peer, incoming, &outgoing).await {
                 // The proxy may be gone.
                 let _ = outgoing.send(Err(status)).await;

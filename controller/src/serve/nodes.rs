@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use sheave_api::proto;
 use sheave_model::{ContentHash, ResourceKey};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::MAX_SUBSCRIBERS;
 use super::relay::{Relay, Relayed};
 use crate::metrics::Metrics;
 
@@ -88,6 +89,8 @@ impl Stream {
 pub(crate) struct Nodes {
     streams: Mutex<BTreeMap<u64, Arc<Stream>>>,
     next: AtomicU64,
+    /// For streams, those that are not on the list yet among them.
+    places: Arc<Semaphore>,
     /// When a refusal was last logged.
     complained: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
@@ -95,7 +98,19 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { streams: Mutex::new(BTreeMap::new()), next: AtomicU64::new(0), complained: Mutex::default(), metrics }
+        Self::with_places(metrics, MAX_SUBSCRIBERS)
+    }
+
+    /// With room for so many streams.
+    pub(super) fn with_places(metrics: Arc<Metrics>, places: usize) -> Self {
+        let places = Arc::new(Semaphore::new(places));
+        let (streams, next, complained) = (Mutex::default(), AtomicU64::new(0), Mutex::default());
+        Self { streams, next, places, complained, metrics }
+    }
+
+    /// A place for one more stream, until it is dropped.
+    pub(super) fn place(&self) -> Option<OwnedSemaphorePermit> {
+        self.places.clone().try_acquire_owned().ok()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Stream>>> {
@@ -110,11 +125,6 @@ impl Nodes {
             *last = Some(Instant::now());
         }
         may
-    }
-
-    /// How many streams there are.
-    pub(crate) fn len(&self) -> i64 {
-        self.metrics.subscribers.get()
     }
 
     /// Adds a stream until the returned guard is dropped.

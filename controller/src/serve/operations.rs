@@ -88,14 +88,7 @@ impl Desk {
     fn overview(&self, wrong: Option<&Wrong>) -> Overview {
         let Server { publisher, nodes, metrics, .. } = &self.server;
         let (shelf, source, age) = publisher.read(|catalog, view, age| (catalog.shelf(), view.source.clone(), age));
-        let (mut names, mut services) = (Vec::new(), 0);
-        for (key, ..) in shelf.iter() {
-            match key {
-                ResourceKey::Node(name) => names.push(name.to_string()),
-                ResourceKey::Service(_) => services += 1,
-                ResourceKey::Cluster => {}
-            }
-        }
+        let services = shelf.iter().filter(|(key, ..)| matches!(key, ResourceKey::Service(_))).count();
         let all = wrong.map_or(0, |wrong| wrong.conditions.len());
         Overview {
             replica: self.replica.clone(),
@@ -105,8 +98,8 @@ impl Desk {
             source,
             age_millis: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
             revision: shelf.revision(),
-            services,
-            nodes: names,
+            services: u32::try_from(services).unwrap_or(u32::MAX),
+            nodes: publisher.nodes(),
             streams: nodes.to_proto(),
             faults: wrong.into_iter().flat_map(|wrong| &wrong.conditions).take(MAX_FAULTS).map(fault).collect(),
             problems: wrong.map(|wrong| wrong.problems.clone()).unwrap_or_default(),

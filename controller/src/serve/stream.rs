@@ -96,10 +96,7 @@ async fn enter_gate(server: &Server, node: &str, wanted: &View) -> Result<(), St
             );
             Ok(())
         }
-        Err(closed) => {
-            let reason = if matches!(closed, gate::Closed::NotReady) { "not_ready" } else { "lags" };
-            Err(server.refuse(reason, Status::unavailable(closed.to_string())))
-        }
+        Err(lags) => Err(server.refuse("lags", Status::unavailable(lags.to_string()))),
     }
 }
 

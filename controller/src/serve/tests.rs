@@ -11,7 +11,6 @@ use sheave_api::proto::{self, from_controller, from_proxy};
 use sheave_api::{
     Encoded, MAX_CHUNK_BYTES, content_hash, decode_update, encode_resource, known, name_of_key, view_to_proto,
 };
-use sheave_index::Kind;
 use sheave_model::{ContentHash, NodeFacts, Resource, ResourceKey, ServiceKey, View};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
@@ -23,13 +22,12 @@ use super::stream::IN_FLIGHT;
 use super::{Desk, Nodes, Server, bind_unix, serve_unix};
 use crate::engine::{Question, Wrong};
 use crate::metrics::Metrics;
-use crate::publish::{Change, Lists, Publisher, Standing};
+use crate::publish::{Change, Publisher, Standing};
 use crate::source::Relist;
 
 pub(super) struct World {
     publisher: Arc<Publisher>,
     pub(super) metrics: Arc<Metrics>,
-    relist: Arc<Relist>,
     stop: watch::Sender<bool>,
     path: PathBuf,
     _dir: tempfile::TempDir,
@@ -37,12 +35,15 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new() -> Self {
+        Self::with_places(100)
+    }
+
+    fn with_places(places: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("discovery.sock");
         let metrics = Arc::new(Metrics::new());
         let world = Self {
             publisher: Arc::new(Publisher::new(metrics.clone())),
-            relist: Arc::new(Relist::default()),
             stop: watch::Sender::new(false),
             metrics,
             path,
@@ -50,8 +51,8 @@ impl World {
         };
         let server = Server {
             publisher: world.publisher.clone(),
-            nodes: Arc::new(Nodes::new(world.metrics.clone())),
-            relist: world.relist.clone(),
+            nodes: Arc::new(Nodes::with_places(world.metrics.clone(), places)),
+            relist: Arc::new(Relist::default()),
             metrics: world.metrics.clone(),
             reviewer: None,
             directory: watch::Sender::new(Arc::default()).subscribe(),
@@ -70,12 +71,7 @@ impl World {
     }
 
     pub(super) fn publish(&self, version: u64, changes: Vec<Change>) {
-        let lists = Kind::ALL.into_iter().map(|kind| (kind, Lists { begun: 1, ended: 1 })).collect();
-        self.publisher.publish(
-            changes,
-            version,
-            Standing { ready: true, view: view(version), lists, ..Standing::new() },
-        );
+        self.publisher.publish(changes, version, Standing { ready: true, view: view(version), ..Standing::new() });
     }
 
     pub(super) async fn connect(&self) -> Channel {
@@ -88,6 +84,10 @@ impl World {
     }
 
     pub(super) async fn subscribe(&self, held: &BTreeMap<ResourceKey, ContentHash>, at: View) -> Proxy {
+        self.try_subscribe(held, at).await.unwrap()
+    }
+
+    async fn try_subscribe(&self, held: &BTreeMap<ResourceKey, ContentHash>, at: View) -> Result<Proxy, Status> {
         let channel = self.connect().await;
         let (send, receive) = mpsc::channel(16);
         let hello = proto::Hello {
@@ -98,8 +98,8 @@ impl World {
         };
         send.send(proto::FromProxy { message: Some(from_proxy::Message::Hello(hello)) }).await.unwrap();
         let mut client = DiscoveryClient::new(channel).max_decoding_message_size(sheave_api::MAX_MESSAGE_BYTES);
-        let updates = client.stream(ReceiverStream::new(receive)).await.unwrap().into_inner();
-        Proxy { held: held.clone(), send, updates }
+        let updates = client.stream(ReceiverStream::new(receive)).await?.into_inner();
+        Ok(Proxy { held: held.clone(), send, updates })
     }
 }
 
@@ -245,10 +245,10 @@ async fn a_refusal_is_counted_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
-async fn a_replica_that_lags_lists_once_more_before_it_serves() {
+async fn a_replica_that_lags_serves_once_it_has_caught_up() {
     let world = World::new();
     world.publish(3, vec![(service("a"), Some(blob(9, 0)))]);
-    let (publisher, relist) = (world.publisher.clone(), world.relist.clone());
+    let publisher = world.publisher.clone();
     let mut proxy = world.subscribe(&BTreeMap::new(), view(4)).await;
     let waiting = tokio::time::timeout(Duration::from_millis(100), proxy.updates.message()).await;
     assert!(waiting.is_err(), "nothing older is served: {waiting:?}");
@@ -257,8 +257,35 @@ async fn a_replica_that_lags_lists_once_more_before_it_serves() {
     publisher.publish(vec![(service("a"), Some(blob(9, 1)))], 0, standing);
     assert_eq!(proxy.first().await, 1);
     assert_eq!(proxy.held[&service("a")], blob(9, 1).hash);
-    // The wish for a list was left with the source.
-    relist.wanted_within(Kind::Pod, Duration::from_secs(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_that_is_not_ready_says_so_without_waiting_for_hello() {
+    let world = World::new();
+    let (_silent, hello) = mpsc::channel(1);
+    let mut client = DiscoveryClient::new(world.connect().await);
+    let asked = client.stream(ReceiverStream::new(hello));
+    let refused = tokio::time::timeout(Duration::from_secs(5), asked).await.expect("it answers at once").unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    assert_eq!(world.metrics.streams_refused.with_label_values(&["not_ready"]).get(), 1);
+}
+
+#[tokio::test]
+async fn a_stream_counts_from_its_first_moment() {
+    let world = World::with_places(1);
+    world.publish(3, Vec::new());
+    let lagging = world.subscribe(&BTreeMap::new(), view(4)).await;
+    let refused = world.try_subscribe(&BTreeMap::new(), View::default()).await.err().expect("there is no place");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert_eq!(world.metrics.subscribers.get(), 0, "the other one still waits at the gate");
+    world.publish(4, Vec::new());
+    drop(lagging);
+    let again = async {
+        while world.try_subscribe(&BTreeMap::new(), View::default()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), again).await.expect("its place is free again");
 }
 
 #[tokio::test]

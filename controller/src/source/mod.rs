@@ -6,15 +6,16 @@
 
 pub(crate) mod dir;
 pub(crate) mod kube;
+mod relist;
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sheave_index::{Kind, Object, ObjectKey};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 
+pub(crate) use self::relist::Relist;
 use crate::metrics::Metrics;
 
 /// Batches that may wait for the index task. A source that is faster waits.
@@ -85,45 +86,16 @@ impl Feed {
 
     /// Sends a batch as it is; waits while the queue is full.
     pub(crate) async fn send(&self, batch: Batch) -> Result<(), Closed> {
-        self.batches.send(batch).await.map_err(|_| Closed)
+        let room = self.batches.reserve().await.map_err(|_| Closed)?;
+        // No await lies between the two, so a list is counted exactly if the index task learns of it.
+        self.relist.note(&batch.events);
+        room.send(batch);
+        Ok(())
     }
 
-    /// Waits until somebody wants this kind to be listed once more. Wishes that come meanwhile count as one.
+    /// Waits until somebody wants this kind to be listed once more, and it may be.
     pub(crate) async fn relist_wanted(&self, kind: Kind) {
-        self.relist.of(kind).notified().await;
-    }
-}
-
-/// Wishes for one more list, per kind.
-#[derive(Debug)]
-pub(crate) struct Relist {
-    kinds: BTreeMap<Kind, Notify>,
-}
-
-impl Default for Relist {
-    fn default() -> Self {
-        Self { kinds: Kind::ALL.iter().map(|&kind| (kind, Notify::new())).collect() }
-    }
-}
-
-impl Relist {
-    /// Asks for one more list of a kind.
-    pub(crate) fn request(&self, kind: Kind) {
-        self.of(kind).notify_one();
-    }
-
-    /// Waits for a wish, for tests without a source.
-    #[cfg(test)]
-    pub(crate) async fn wanted_within(
-        &self,
-        kind: Kind,
-        patience: std::time::Duration,
-    ) -> Result<(), tokio::time::error::Elapsed> {
-        tokio::time::timeout(patience, self.of(kind).notified()).await
-    }
-
-    fn of(&self, kind: Kind) -> &Notify {
-        self.kinds.get(&kind).expect("every kind is in the map, because it is made from Kind::ALL")
+        self.relist.wanted(kind).await;
     }
 }
 

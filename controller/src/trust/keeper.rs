@@ -11,7 +11,6 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use sheave_api::content_hash;
-use sheave_model::ResourceKey;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -110,6 +109,10 @@ impl Keeper {
     pub(super) async fn look(&mut self) -> Vec<anyhow::Error> {
         let mut errors = Vec::new();
         let leads = *self.trust.leads.borrow();
+        if !leads {
+            // What a leader showed is no longer this replica's to say.
+            self.trust.metrics.ca_unacknowledged.set(0);
+        }
         let leases = match self.objects.leases().await {
             Ok(leases) => leases,
             Err(error) => return vec![error],
@@ -211,12 +214,8 @@ impl Keeper {
         let others = roll.living.iter().filter_map(|replica| replica.acknowledged.as_ref());
         let same = others.filter(|other| other.ca_hash == mine.ca_hash);
         let known: BTreeSet<&String> = same.flat_map(|other| &other.nodes).chain(&mine.nodes).collect();
-        let shelf = self.trust.publisher.read(|catalog, _, _| catalog.shelf());
-        let nodes = shelf.iter().filter_map(|(key, _, _)| match key {
-            ResourceKey::Node(name) => Some(name.to_string()),
-            ResourceKey::Service(_) | ResourceKey::Cluster => None,
-        });
-        Some(nodes.filter(|node| !known.contains(&short_hash(node))).collect())
+        let nodes = self.trust.publisher.nodes();
+        Some(nodes.into_iter().filter(|node| !known.contains(&short_hash(node))).collect())
     }
 
     /// Shows a certificate of the right CA, and tells proxies.

@@ -134,7 +134,7 @@ fn judge(status: &TokenReviewStatus, account: &str) -> Verdict {
     let extra = user.and_then(|user| user.extra.as_ref()).and_then(|extra| extra.get(NODE_NAME));
     match extra.map(Vec::as_slice) {
         Some([node]) if !node.is_empty() => Ok(node.as_str().into()),
-        Some(_) | None => Err("the token is bound to no pod on a node; it has to be a projected one".to_owned()),
+        Some(_) | None => Err("the token names no node; it has to be a pod's projected one, of Kubernetes 1.30 or newer".to_owned()),
     }
 }
 
@@ -174,7 +174,7 @@ mod tests {
         for (answer, reason) in [
             (fake::review("sheave-proxy", &["other"], Some("a")), "audience"),
             (fake::review("somebody", &[AUDIENCE], Some("a")), "system:serviceaccount:sheave-system:somebody"),
-            (fake::review("sheave-proxy", &[AUDIENCE], None), "bound to no pod"),
+            (fake::review("sheave-proxy", &[AUDIENCE], None), "names no node"),
             (fake::not_authentic(), "has expired"),
         ] {
             let (reviewer, _) = reviewer(move || answer.clone());

@@ -130,6 +130,27 @@ async fn a_deleted_secret_means_a_new_ca_that_nodes_learn_of_first() {
 }
 
 #[tokio::test]
+async fn nodes_that_need_no_proxy_hold_up_no_ca_and_a_leader_no_more_shows_none() {
+    let store = Store::default();
+    let mut leader = replica(&store, "10.0.0.1:15010", true);
+    let proxied = |nodes: &[&str]| Arc::new(nodes.iter().map(|&node| node.into()).collect());
+    leader.looks().await;
+    store.remove("secrets/sheave-ca");
+    leader.looks().await;
+    let unacknowledged = async |leader: &mut Replica, nodes: &[&str]| {
+        let standing = Standing { proxied: proxied(nodes), ..leader.trust.publisher.standing() };
+        leader.trust.publisher.publish(Vec::new(), 1, standing);
+        leader.looks().await;
+        leader.trust.metrics.ca_unacknowledged.get()
+    };
+    assert_eq!(unacknowledged(&mut leader, &["n2"]).await, 0, "n1 has no proxy, as a Fargate node");
+    assert_eq!(unacknowledged(&mut leader, &["n1"]).await, 1);
+    leader.leads.send_replace(false);
+    leader.looks().await;
+    assert_eq!(leader.trust.metrics.ca_unacknowledged.get(), 0, "another one leads");
+}
+
+#[tokio::test]
 async fn a_leader_that_was_another_before_knows_the_old_ca() {
     let store = Store::default();
     let (mut first, mut second) = (replica(&store, "10.0.0.1:15010", true), replica(&store, "10.0.0.2:15010", false));

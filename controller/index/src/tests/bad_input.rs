@@ -110,7 +110,48 @@ fn more_endpoints_than_one_message_holds_keep_those_that_take_connections() {
     let found = endpoints(&index);
     assert_eq!(found.len(), crate::MAX_ENDPOINTS);
     assert!(found.iter().all(|e| e.ready));
-    assert!(wrong(&index)[0].contains("of which that many"), "{:?}", wrong(&index));
+    index.compute_and_note(&key("web"));
+    let wide = "Service ns/web: spec.selector: matches more than 1000 pods";
+    let cut = "Service ns/web: endpoints: more than 8192; that many are served, those that are ready first";
+    assert_eq!(wrong(&index), [wide, cut]);
+    (0..10).for_each(|n| drop(index.delete(&ObjectKey::new(Kind::Pod, "ns", format!("p{n}")))));
+    index.compute_and_note(&key("web"));
+    assert_eq!(wrong(&index), [wide], "all that is left is served");
+}
+
+#[test]
+fn endpoints_of_slices_that_are_left_out_are_said_too() {
+    let mut index = index([service("web", json!({"spec": {"selector": null}}))]);
+    for n in 0..=9 {
+        let addresses = (0..1_000).map(|at| json!({"addresses": [format!("10.{n}.{}.{}", at / 250, at % 250 + 1)]}));
+        index.apply(slice(&format!("s{n}"), json!({"endpoints": addresses.collect::<Vec<_>>()})));
+    }
+    index.compute_and_note(&key("web"));
+    assert_eq!(endpoints(&index).len(), crate::MAX_ENDPOINTS);
+    assert!(matches!(&wrong(&index)[..], [one] if one.contains("more than 8192")), "{:?}", wrong(&index));
+    assert_eq!(index.left_out(Kind::Service), 1);
+    index.delete(&ObjectKey::new(Kind::Service, "ns", "web"));
+    assert_eq!((wrong(&index).len(), index.left_out(Kind::Service)), (0, 0));
+}
+
+#[test]
+fn what_only_informs_is_not_left_out() {
+    let twice =
+        json!({"spec": {"ports": [{"name": "a", "port": 80}, {"name": "b", "port": 80}, {"name": "c", "port": 0}]}});
+    let mut index = index([service("web", twice), pod("a", "10.0.0.1", json!({"spec": {"nodeName": "n2"}}))]);
+    index.begin_resync(Kind::Node);
+    index.apply(node("n1", "a", &[]));
+    index.end_resync(Kind::Node, 1);
+    for n in 0..=WIDE_SELECTOR {
+        index.apply(pod(&format!("p{n}"), &format!("10.1.{}.{}", n / 250, n % 250 + 1), json!({})));
+    }
+    assert_eq!(wrong(&index).len(), 4, "{:?}", wrong(&index));
+    assert_eq!(Kind::ALL.map(|kind| index.left_out(kind)).iter().sum::<usize>(), 2, "a Node may go before its pods");
+    assert_eq!(index.left_out(Kind::Service), 2, "two ports");
+    index.apply(service("web", json!({})));
+    assert_eq!(index.left_out(Kind::Service), 0);
+    index.apply(service("other", json!({})));
+    assert_eq!(index.left_out(Kind::Service), 1, "one of two with the same address");
 }
 
 #[test]

@@ -303,6 +303,26 @@ fn pods_on_the_host_network_are_endpoints_but_not_pod_addresses() {
 }
 
 #[test]
+fn the_nodes_of_pods_with_a_label_are_those_of_its_namespace() {
+    let on = |node: &str| json!({"spec": {"nodeName": node}});
+    let elsewhere = json!({"metadata": {"namespace": "other"}, "spec": {"nodeName": "n4"}});
+    let unlike = json!({"metadata": {"labels": {"app": "db"}}, "spec": {"nodeName": "n5"}});
+    let mut index = index([
+        pod("a", "10.0.0.1", on("n1")),
+        pod("b", "10.0.0.2", on("n3")),
+        pod("c", "10.0.0.3", json!({"spec": {"nodeName": null}})),
+        pod("d", "10.0.0.4", elsewhere),
+        pod("e", "10.0.0.5", unlike),
+    ]);
+    let web = ("app".into(), "web".into());
+    let names = |index: &Index| index.nodes_with("ns", &web).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(names(&index), ["n1", "n3"], "whether or not the Node exists");
+    index.delete(&ObjectKey::new(Kind::Pod, "ns", "a"));
+    assert_eq!(names(&index), ["n3"]);
+    assert!(index.nodes_with("none", &web).is_empty());
+}
+
+#[test]
 fn http_is_asked_for_by_app_protocol_or_annotation_and_on_tcp_only() {
     let ports = json!([
         {"name": "a", "port": 1, "appProtocol": "http"}, {"name": "b", "port": 2, "appProtocol": "kubernetes.io/h2c"},

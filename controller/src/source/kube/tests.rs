@@ -42,10 +42,19 @@ fn status(code: u16) -> Answer {
     Some((code, status.to_string()))
 }
 
-fn empty_list() -> Answer {
-    let list =
-        serde_json::json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "5"}, "items": []});
+fn list_at(version: u64) -> Answer {
+    let metadata = serde_json::json!({"resourceVersion": version.to_string()});
+    let list = serde_json::json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": []});
     Some((200, list.to_string()))
+}
+
+/// A watch that brings bookmarks and then ends.
+fn bookmarks(versions: &[u64]) -> Answer {
+    let mark = |version: &u64| {
+        let object = serde_json::json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": version.to_string()}});
+        format!("{}\n", serde_json::json!({"type": "BOOKMARK", "object": object}))
+    };
+    Some((200, versions.iter().map(mark).collect()))
 }
 
 struct Running {
@@ -104,7 +113,7 @@ async fn a_history_that_is_always_gone_is_not_listed_without_end() {
             return status(410);
         }
         counter.fetch_add(1, Ordering::SeqCst);
-        empty_list()
+        list_at(5)
     }));
     let drain = async { while !run.next().await.is_empty() {} };
     assert!(tokio::time::timeout(Duration::from_millis(1500), drain).await.is_err());
@@ -127,7 +136,7 @@ async fn an_event_that_cannot_be_read_spares_the_others() {
     let seen = versions.clone();
     let mut run = start::<Pod>(server(move |uri| {
         let Some((_, version)) = uri.split_once("resourceVersion=").filter(|_| uri.contains("watch=")) else {
-            return empty_list();
+            return list_at(if seen.lock().unwrap().is_empty() { 5 } else { 8 });
         };
         let version = version.split('&').next().unwrap_or_default().to_owned();
         let first = version == "5";
@@ -152,4 +161,59 @@ async fn an_event_that_cannot_be_read_spares_the_others() {
     assert_eq!(*versions.lock().unwrap(), ["5", "8"]);
     let count = |family: &prometheus::IntCounterVec| family.with_label_values(&["Pod"]).get();
     assert_eq!((count(&run.metrics.objects_rejected), count(&run.metrics.watch_errors)), (1, 0));
+}
+
+/// What a list of Pods brings.
+fn listed(version: u64) -> [Vec<Event>; 2] {
+    [vec![Event::BeginResync(Kind::Pod)], vec![Event::EndResync(Kind::Pod, version)]]
+}
+
+#[tokio::test]
+async fn a_watch_that_is_opened_proves_nothing_and_an_answer_does() {
+    let watches = Arc::new(AtomicU32::new(0));
+    let counter = watches.clone();
+    let mut run = start::<Pod>(server(move |uri| {
+        if !uri.contains("watch=") {
+            return list_at(7);
+        }
+        // The first ends at once, the second stands and brings nothing.
+        if counter.fetch_add(1, Ordering::SeqCst) == 0 { bookmarks(&[]) } else { None }
+    }));
+    assert_eq!([run.next().await, run.next().await], listed(7));
+    assert_eq!(run.next().await, [Event::Heard(Some(Kind::Pod))], "the server has all that is held");
+    let more = tokio::time::timeout(Duration::from_millis(300), run.next()).await;
+    assert!(more.is_err(), "{more:?}");
+    assert_eq!(watches.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_server_that_was_restored_to_an_older_state_is_listed_again() {
+    let lists = Arc::new(AtomicU32::new(0));
+    let mut run = start::<Pod>(server(move |uri| {
+        // From a version that the server has yet to reach, watches can be opened and bring nothing.
+        match uri.contains("watch=") {
+            true => bookmarks(&[]),
+            false => list_at(if lists.fetch_add(1, Ordering::SeqCst) == 0 { 1000 } else { 800 }),
+        }
+    }));
+    assert_eq!([run.next().await, run.next().await], listed(1000));
+    assert_eq!([run.next().await, run.next().await], listed(800), "nobody was heard of in between");
+    assert_eq!(run.metrics.relists.with_label_values(&["Pod"]).get(), 1);
+}
+
+#[tokio::test]
+async fn a_watch_that_brings_something_older_than_what_is_held_is_not_believed() {
+    let watches = Arc::new(AtomicU32::new(0));
+    let mut run = start::<Pod>(server(move |uri| {
+        if !uri.contains("watch=") {
+            return list_at(7);
+        }
+        if watches.fetch_add(1, Ordering::SeqCst) == 0 { bookmarks(&[9, 9, 3, 10]) } else { None }
+    }));
+    assert_eq!([run.next().await, run.next().await], listed(7));
+    let mut seen = Vec::new();
+    while !seen.contains(&Event::BeginResync(Kind::Pod)) {
+        seen.extend(run.next().await);
+    }
+    assert_eq!(seen, [Event::Seen(Kind::Pod, 9), Event::Seen(Kind::Pod, 9), Event::BeginResync(Kind::Pod)]);
 }

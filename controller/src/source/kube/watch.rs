@@ -1,5 +1,5 @@
-//! List, watch from the list's version, and list again when the history is gone (410), when a proxy holds something newer than
-//! what was seen, or when the watch can't go on.
+//! List, watch from the list's version, and list again when the history is gone (410), when the server went back, when a proxy
+//! holds something newer than what was seen, or when the watch can't go on.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use futures::{Stream, StreamExt};
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
 use kube::core::Status;
 use kube::{Client, Error};
-use sheave_index::{Kind, ObjectKey, Strings};
+use sheave_index::{ObjectKey, Strings};
 use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
@@ -46,8 +46,19 @@ enum Listed {
 enum Again {
     /// The version to go on from is no longer in the server's history.
     Gone,
+    /// The server is at an older version than what is held: it was restored from a backup.
+    WentBack,
     /// Somebody wants to know that nothing newer exists.
     Wanted,
+}
+
+/// How a watch ended.
+enum Ended {
+    /// The server closed it, as it does after a while.
+    Closed,
+    /// It brought something older than what is held, or the server has nothing as new.
+    WentBack,
+    Failed(Error),
 }
 
 /// Watches one kind until the index task has ended.
@@ -127,32 +138,24 @@ impl<K: Watched> Watch<K> {
     /// Watches from a version on, through reconnects, until a list is needed.
     async fn follow(&mut self, mut version: String) -> Result<Again, Closed> {
         let feed = self.feed.clone();
+        let mut just_listed = true;
         loop {
-            let params = WatchParams::default().timeout(WATCH_SECONDS);
-            let opened = tokio::select! {
-                opened = self.api.watch(&params, &version) => opened,
+            let (ended, lasted) = tokio::select! {
+                watched = self.watch(&mut version, !std::mem::take(&mut just_listed)) => watched?,
                 () = feed.relist_wanted(K::KIND) => return Ok(Again::Wanted),
             };
-            let since = Instant::now();
-            let ended = match opened {
-                Ok(stream) => {
-                    self.feed.send_heard(K::KIND).await?;
-                    let events = std::pin::pin!(stream.ready_chunks(TOGETHER));
-                    tokio::select! {
-                        ended = self.take(events, &mut version) => ended?,
-                        () = feed.relist_wanted(K::KIND) => return Ok(Again::Wanted),
-                    }
-                }
-                Err(error) => Err(error),
-            };
-            let lasted = since.elapsed();
             if lasted >= STEADY {
                 self.backoff.reset();
             }
             match ended {
-                Ok(()) if lasted >= STEADY => debug!(kind = %K::KIND, "the watch ended and is opened again"),
-                Ok(()) => self.backoff.wait().await,
-                Err(error) if status(&error) == Some(410) => {
+                Ended::Closed if lasted >= STEADY => debug!(kind = %K::KIND, "the watch ended and is opened again"),
+                Ended::Closed => self.backoff.wait().await,
+                Ended::WentBack => {
+                    // Whatever the server does, it is not listed without end.
+                    self.backoff.wait().await;
+                    return Ok(Again::WentBack);
+                }
+                Ended::Failed(error) if status(&error) == Some(410) => {
                     self.feed.metrics.watch_errors.with_label_values(&[K::KIND.as_str()]).inc();
                     // A server whose fresh list is gone at once would be listed without end.
                     if lasted < STEADY {
@@ -160,10 +163,33 @@ impl<K: Watched> Watch<K> {
                     }
                     return Ok(Again::Gone);
                 }
-                Err(error) if K::OPTIONAL && status(&error) == Some(404) => return Ok(Again::Gone),
-                Err(error) => self.failed("watch", &error).await,
+                Ended::Failed(error) if K::OPTIONAL && status(&error) == Some(404) => return Ok(Again::Gone),
+                Ended::Failed(error) => self.failed("watch", &error).await,
             }
         }
+    }
+
+    /// One watch, and how long it was open. With `verify` the server is asked first what its newest version is: from a version
+    /// that a restored one has yet to reach a watch can be opened, and brings nothing, not even an error. So it is the answer
+    /// that counts as hearing from the server, and not the watch's opening.
+    async fn watch(&mut self, version: &mut String, verify: bool) -> Result<(Ended, Duration), Closed> {
+        if verify {
+            match self.api.list_metadata(&ListParams::default().limit(1)).await {
+                Ok(page) if is_older(page.metadata.resource_version.as_deref().unwrap_or_default(), version) => {
+                    return Ok((Ended::WentBack, Duration::ZERO));
+                }
+                Ok(_) => self.feed.changed(vec![Event::Heard(Some(K::KIND))]).await?,
+                Err(error) => return Ok((Ended::Failed(error), Duration::ZERO)),
+            }
+        }
+        let params = WatchParams::default().timeout(WATCH_SECONDS);
+        let stream = match self.api.watch(&params, version).await {
+            Ok(stream) => stream,
+            Err(error) => return Ok((Ended::Failed(error), Duration::ZERO)),
+        };
+        let since = Instant::now();
+        let ended = self.take(std::pin::pin!(stream.ready_chunks(TOGETHER)), version).await?;
+        Ok((ended, since.elapsed()))
     }
 
     /// Takes events until the watch ends. Every event moves `version` on only once it has been handed over.
@@ -171,19 +197,22 @@ impl<K: Watched> Watch<K> {
         &mut self,
         mut events: impl Stream<Item = Vec<Result<WatchEvent<K>, Error>>> + Unpin,
         version: &mut String,
-    ) -> Result<Result<(), Error>, Closed> {
+    ) -> Result<Ended, Closed> {
         while let Some(together) = events.next().await {
             let mut batch = Vec::with_capacity(together.len());
             let mut newest = None;
-            let mut failed = None;
+            let mut ended = None;
             for event in together {
                 match event {
-                    Ok(WatchEvent::Error(status)) => failed = Some(Error::Api(status)),
+                    Ok(WatchEvent::Error(status)) => ended = Some(Ended::Failed(Error::Api(status))),
+                    Ok(event) if version_of(&event).is_some_and(|its| is_older(its, version)) => {
+                        ended = Some(Ended::WentBack);
+                    }
                     Ok(event) => newest = self.convert(event, &mut batch).or(newest),
                     Err(error) if is_unreadable(&error) => self.unreadable(&error),
-                    Err(error) => failed = Some(error),
+                    Err(error) => ended = Some(Ended::Failed(error)),
                 }
-                if failed.is_some() {
+                if ended.is_some() {
                     break;
                 }
             }
@@ -194,11 +223,11 @@ impl<K: Watched> Watch<K> {
             if let Some(newest) = newest {
                 *version = newest;
             }
-            if let Some(error) = failed {
-                return Ok(Err(error));
+            if let Some(ended) = ended {
+                return Ok(ended);
             }
         }
-        Ok(Ok(()))
+        Ok(Ended::Closed)
     }
 
     /// Adds what a watch event means to a batch, and returns the version it brings.
@@ -277,8 +306,18 @@ fn number(version: &str) -> u64 {
     version.parse().unwrap_or(0)
 }
 
-impl Feed {
-    async fn send_heard(&self, kind: Kind) -> Result<(), Closed> {
-        self.changed(vec![Event::Heard(Some(kind))]).await
+/// Whether a version is known to be older than what is held.
+fn is_older(version: &str, held: &str) -> bool {
+    (1..number(held)).contains(&number(version))
+}
+
+/// The version that a watch event brings.
+fn version_of<K: Watched>(event: &WatchEvent<K>) -> Option<&str> {
+    match event {
+        WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object) => {
+            object.meta().resource_version.as_deref()
+        }
+        WatchEvent::Bookmark(mark) => Some(&mark.metadata.resource_version),
+        WatchEvent::Error(_) => None,
     }
 }
