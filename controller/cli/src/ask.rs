@@ -26,6 +26,8 @@ pub(crate) struct World {
     pub(crate) replicas: Vec<Asked>,
     /// How far a node lags behind its replica, in changes of the catalog; only those that do.
     pub(crate) behind: BTreeMap<String, u64>,
+    /// Each replica's revision at the first look: what nodes are measured by, however fast changes come.
+    first: BTreeMap<String, u64>,
 }
 
 impl World {
@@ -50,12 +52,34 @@ impl World {
             asked = look(asked.into_iter().map(|one| one.replica).collect()).await;
             behind = lag(&asked, &first);
         }
-        Ok(Self { replicas: asked, behind })
+        Ok(Self { replicas: asked, behind, first })
+    }
+
+    /// Whether something that a replica changed last at `revision` was another at the first look, so that nodes need not have it.
+    pub(crate) fn has_changed(&self, replica: &str, revision: u64) -> bool {
+        self.first.get(replica).is_some_and(|&first| revision > first)
+    }
+
+    /// The streams, by replica and node, of nodes that have everything as it was at the first look.
+    pub(crate) fn abreast(&self) -> impl Iterator<Item = (&str, &str)> {
+        let answered = self.replicas.iter().filter_map(|asked| Some((&asked.replica, asked.overview.as_ref().ok()?)));
+        let streams = answered
+            .flat_map(|(replica, overview)| overview.streams.iter().map(|stream| (&*replica.name, &*stream.node)));
+        streams.filter(|(_, node)| !self.behind.contains_key(*node))
     }
 
     /// What those that answered said.
     pub(crate) fn overviews(&self) -> impl Iterator<Item = &Overview> {
         self.replicas.iter().filter_map(|asked| asked.overview.as_ref().ok())
+    }
+
+    /// What one look at one replica finds.
+    #[cfg(test)]
+    pub(crate) fn seen(replica: &str, revision: u64, streams: Vec<NodeStream>) -> Self {
+        let overview = Overview { revision, streams, ..Overview::default() };
+        let replicas = vec![Asked { replica: Replica::unreachable(replica), overview: Ok(overview) }];
+        let first = revisions(&replicas);
+        Self { behind: lag(&replicas, &first), replicas, first }
     }
 
     /// Every node that exists or has a stream, with its newest stream and the replica that has it.
@@ -182,7 +206,7 @@ mod tests {
     #[test]
     fn a_node_is_asked_by_its_newest_stream_and_one_without_is_known() {
         let replicas = vec![asked("one", 9, &[("a", 500, 9), ("b", 5, 9)]), asked("two", 40, &[("a", 3, 40)])];
-        let world = World { replicas, behind: BTreeMap::new() };
+        let world = World { replicas, behind: BTreeMap::new(), first: BTreeMap::new() };
         let by: Vec<_> = world.nodes().into_iter().map(|(node, at)| (node, at.map(|(r, _)| r.name.clone()))).collect();
         let expected = [("a", Some("two")), ("b", Some("one")), ("c", None)];
         assert_eq!(by, expected.map(|(node, by)| (node.to_owned(), by.map(str::to_owned))));

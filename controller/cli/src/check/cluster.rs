@@ -11,8 +11,8 @@ use crate::access::kube::{Home, said};
 use crate::args::Common;
 use crate::finding::{Finding, Level};
 
-/// Bound tokens and ServiceCIDRs as they are used.
-const OLDEST_API: (u32, u32) = (1, 29);
+/// The first whose tokens name their pod's node unasked (ServiceAccountTokenPodNodeInfo, KEP-4193).
+const OLDEST_API: (u32, u32) = (1, 30);
 
 /// Logs can't be compared, and short-lived tokens are refused, by clocks that differ by more, in seconds.
 const CLOCK: i64 = 5;

@@ -1,6 +1,6 @@
 //! One Service as each node serves it: what is the same everywhere stands once, and what differs says where.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 use sheave_api::proto::{KnownService, NodeAnswer, ServedEndpoint, ServedFrontend, ServedService};
@@ -11,7 +11,7 @@ use crate::finding::{Finding, Level};
 use crate::table::Table;
 
 /// What each node said.
-type Answers = BTreeMap<String, Result<NodeAnswer, String>>;
+pub(super) type Answers = BTreeMap<String, Result<NodeAnswer, String>>;
 
 /// Names of nodes that a cell shows.
 const SHOWN: usize = 3;
@@ -20,8 +20,8 @@ fn served(answers: &Answers) -> impl Iterator<Item = (&String, &ServedService)> 
     answers.iter().filter_map(|(node, answer)| Some((node, answer.as_ref().ok()?.services.first()?)))
 }
 
-/// What is wrong with it.
-pub(super) fn judge(service: &KnownService, answers: &Answers) -> Vec<Finding> {
+/// What is wrong with it. Nodes that are `excused` may have another version: it has changed since they were asked.
+pub(super) fn judge(service: &KnownService, answers: &Answers, excused: &BTreeSet<&str>) -> Vec<Finding> {
     let about = format!("Service {}/{}", service.namespace, service.name);
     let mut findings = Vec::new();
     for fault in &service.faults {
@@ -33,6 +33,7 @@ pub(super) fn judge(service: &KnownService, answers: &Answers) -> Vec<Finding> {
         match answer {
             Err(why) => findings.push(Finding::error(place, why, "what it serves is not known")),
             Ok(answer) if !answer.error.is_empty() => findings.push(Finding::error(place, &answer.error, "")),
+            Ok(_) if excused.contains(&**node) => {}
             Ok(answer) => match answer.services.first() {
                 None => findings.push(Finding::error(
                     place,
@@ -241,7 +242,7 @@ mod tests {
                         ENDPOINT  PORTS   STATE  NODE  USED BY\n\
                         10.1.0.2  8080,-  ready  a     all\n";
         assert_eq!(text(&known(), &answers, Output::Table), expected);
-        assert_eq!(judge(&known(), &answers), []);
+        assert_eq!(judge(&known(), &answers, &BTreeSet::new()), []);
     }
 
     #[test]
@@ -255,10 +256,14 @@ mod tests {
             Answers::from([("a".into(), answer(|_| {})), ("b".into(), other), ("c".into(), Err("late".into()))]);
         let shown = text(&known(), &answers, Output::Wide);
         assert!(shown.contains("terminating, serving  a     z     b\n"), "{shown}");
-        let found: Vec<_> = judge(&known(), &answers).into_iter().map(|f| (f.about, f.message)).collect();
+        let found: Vec<_> =
+            judge(&known(), &answers, &BTreeSet::new()).into_iter().map(|f| (f.about, f.message)).collect();
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].0 == "node b" && found[0].1.contains("another version"), "{found:?}");
         assert!(found[1].0 == "node c" && found[1].1 == "late", "{found:?}");
+        // It has changed since the nodes were asked, and b had everything before.
+        let found = judge(&known(), &answers, &["b", "c"].into());
+        assert!(matches!(&found[..], [one] if one.message == "late"), "{found:?}");
     }
 
     #[test]
@@ -270,11 +275,11 @@ mod tests {
             })
         };
         let answers = Answers::from([("a".into(), unused()), ("b".into(), unused())]);
-        let found = judge(&known(), &answers);
+        let found = judge(&known(), &answers, &BTreeSet::new());
         assert!(matches!(&found[..], [one] if one.message.contains("no endpoint")), "{found:?}");
         assert!(text(&known(), &answers, Output::Table).contains("refused  all"), "{answers:?}");
         let kept = answer(|served| served.frontends[0].kept_by = "ns/old".into());
-        let found = judge(&known(), &Answers::from([("a".into(), kept)]));
+        let found = judge(&known(), &Answers::from([("a".into(), kept)]), &BTreeSet::new());
         assert!(matches!(&found[..], [one] if one.message == "ns/old keeps 10.96.0.1:80/TCP"), "{found:?}");
     }
 }
