@@ -41,6 +41,7 @@ use netlink::NetlinkError;
 use nft::{Marks, Table};
 use program::Program;
 use sys::Waker;
+pub(crate) use tcp::keep_alive;
 use udp::Sessions;
 use worker::{Shared, Sockets};
 
@@ -173,7 +174,7 @@ pub(crate) fn start(
     let shared = Arc::new(Shared {
         own_mark: options.mark_own,
         budget,
-        sessions: Sessions::new(most, udp::local_ports() / 2),
+        sessions: Sessions::new(most, udp::local_ports()),
         metrics: listeners.clone(),
         services: metrics.services.clone(),
         panics: metrics.task_panics.with_label_values(&["connection"]),
@@ -203,8 +204,10 @@ pub(crate) fn start(
         programmed,
         shared,
         metrics: listeners,
+        refused: 0,
     };
-    let opened = move || all_open.iter().take(wanted).count();
+    // A thread that ends before it listens takes its sender along, so this waits for none that will never come.
+    let opened = move || all_open.iter().take(wanted).count() == wanted;
     let program = guard.spawn("sheave-nft".into(), move || program.run(opened))?;
     Ok(Userspace { programmed: revision, failed: failure, stop, wakers, program, threads })
 }

@@ -37,15 +37,17 @@ pub(crate) struct Program {
     pub(crate) shared: Arc<Shared>,
     /// What is counted.
     pub(crate) metrics: ListenerMetrics,
+    /// How many times in a row the kernel refused the newest snapshot.
+    pub(crate) refused: u32,
 }
 
 impl Program {
-    /// Runs until it is stopped. The first snapshot is written after `listening` returns, so that there is somebody to
-    /// serve what the table sends.
+    /// Runs until it is stopped. The first snapshot is written after `listening` returns true, so that there is somebody to
+    /// serve what the table sends; false says that a listener failed, and the proxy ends.
     ///
     /// # Errors
     /// Where the thread's runtime can't be made.
-    pub(crate) fn run(mut self, listening: impl FnOnce() -> usize) -> io::Result<()> {
+    pub(crate) fn run(mut self, listening: impl FnOnce() -> bool) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let mut stopped = self.stopped.clone();
         runtime.block_on(async {
@@ -53,26 +55,37 @@ impl Program {
                 first = self.snapshots.wait_for(|s| s.revision > 0) => if first.is_err() { return },
                 _ = stopped.wait_for(|stop| *stop >= Stop::HoldBack) => return,
             }
-            listening();
-            let mut pause = RETRY.0;
-            let mut look = Instant::now() + LOOK;
-            loop {
-                let written = self.write();
-                let wake = if written { look } else { look.min(Instant::now() + pause) };
-                pause = if written { RETRY.0 } else { (pause * 2).min(RETRY.1) };
-                tokio::select! {
-                    changed = self.snapshots.changed() => if changed.is_err() { return },
-                    () = tokio::time::sleep_until(wake) => {}
-                    _ = stopped.wait_for(|stop| *stop >= Stop::HoldBack) => return self.hold_back(),
-                }
-                // Not by the sleep alone: changes may come in so fast that it never ends.
-                if Instant::now() >= look {
-                    self.look();
-                    look = Instant::now() + LOOK;
-                }
+            if listening() {
+                self.follow(&mut stopped).await;
             }
         });
         Ok(())
+    }
+
+    async fn follow(&mut self, stopped: &mut watch::Receiver<Stop>) {
+        let mut pause = RETRY.0;
+        let mut look = Instant::now() + LOOK;
+        loop {
+            let written = self.write();
+            let wake = if written { look } else { look.min(Instant::now() + pause) };
+            pause = if written { RETRY.0 } else { (pause * 2).min(RETRY.1) };
+            tokio::select! {
+                biased;
+                _ = stopped.wait_for(|stop| *stop >= Stop::HoldBack) => return self.hold_back(),
+                // Not after a refusal: the whole table is written then, which costs more than a pause.
+                changed = self.snapshots.changed(), if written => if changed.is_err() {
+                    // Everything stops, the store before us. The listeners still accept.
+                    let _ = self.stopped.clone().wait_for(|stop| *stop >= Stop::HoldBack).await;
+                    return self.hold_back();
+                },
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            // Not by the sleep alone: changes may come in so fast that it never ends.
+            if Instant::now() >= look {
+                self.look();
+                look = Instant::now() + LOOK;
+            }
+        }
     }
 
     /// Writes the newest snapshot. False where the kernel refused.
@@ -82,10 +95,15 @@ impl Program {
             Ok(gone) => gone,
             Err(error) => {
                 self.metrics.table_errors.inc();
-                tracing::warn!(%error, revision = snapshot.revision, "nftables refused a change; it is tried again");
+                self.refused += 1;
+                if self.refused.is_power_of_two() {
+                    let (revision, times) = (snapshot.revision, self.refused);
+                    tracing::warn!(%error, revision, times, "nftables refused a change; it is tried again");
+                }
                 return false;
             }
         };
+        self.refused = 0;
         for (set, count) in self.table.counts() {
             self.metrics.table_elements.with_label_values(&[set]).set(count as i64);
         }

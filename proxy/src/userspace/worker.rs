@@ -121,9 +121,14 @@ impl Worker {
         self.gateway.get_or_init(make).clone()
     }
 
-    /// Carries an HTTP connection until it ends.
-    async fn http(self: Rc<Self>, Handover { stream, open }: Handover) {
+    /// Has a task carry an HTTP connection until it ends. It counts from here on: a thread that drains must not end before
+    /// the task has begun.
+    fn carry(self: &Rc<Self>, handover: Handover) {
         self.open.set(self.open.get() + 1);
+        drop(tokio::task::spawn_local(self.clone().http(handover)));
+    }
+
+    async fn http(self: Rc<Self>, Handover { stream, open }: Handover) {
         let served = async {
             match tokio::net::TcpStream::from_std(stream) {
                 Ok(stream) => self.gateway().serve(stream).await,
@@ -196,6 +201,7 @@ pub(crate) fn pair(
         parts.listeners.iter().try_for_each(tcp::listen)?;
         let serve = Loop::new(parts)?;
         let _ = first.send(()); // nobody waits any more where the proxy is stopping
+        drop(first);
         serve.run()
     };
     let run_other = move || {
@@ -207,6 +213,7 @@ pub(crate) fn pair(
                 return Ok(());
             }
             let _ = second.send(());
+            drop(second);
             serve(shared, udp, replies, handovers, stopped).await
         })
     };
@@ -247,7 +254,7 @@ async fn serve(
         tokio::select! {
             biased;
             handover = handovers.recv() => match handover {
-                Some(handover) => drop(tokio::task::spawn_local(worker.clone().http(handover))),
+                Some(handover) => worker.carry(handover),
                 None => serving = false, // the TCP thread has ended
             },
             Some(ended) = listening.join_next() => return ended.map_err(io::Error::other)?.map(|never| match never {}),
@@ -255,6 +262,7 @@ async fn serve(
             _ = stopped.wait_for(|stop| *stop >= Stop::Now) => serving = false,
         }
     }
+    end.send_replace(true); // the TCP thread may have ended before this one was told to drain
     while worker.open.get() > 0 && *stopped.borrow() < Stop::Now {
         tokio::time::sleep(DRAIN_LOOK).await;
     }

@@ -154,10 +154,15 @@ pub(crate) fn changes(old: &Snapshot, new: &Snapshot) -> Changes {
     let mut frontends = BTreeSet::new();
     let mut addresses = BTreeSet::new();
     for item in old.frontends.diff(&new.frontends) {
-        let (DiffItem::Add(frontend, _) | DiffItem::Remove(frontend, _) | DiffItem::Update { new: (frontend, _), .. }) =
-            item;
+        let (frontend, before, after) = match item {
+            DiffItem::Add(frontend, route) | DiffItem::Remove(frontend, route) => (frontend, route, route),
+            DiffItem::Update { old: (frontend, before), new: (_, after) } => (frontend, before, after),
+        };
         frontends.insert(*frontend);
-        addresses.insert(frontend.address.ip());
+        // A node's own address has all NodePorts, which nobody has to look through for each that comes.
+        if [before, after].iter().any(|route| route.kind == FrontendKind::ClusterIp) {
+            addresses.insert(frontend.address.ip());
+        }
     }
     let node = |s: &Snapshot| s.node.as_ref().map(|(_, node)| node.clone()).unwrap_or_default();
     for item in old.services.diff(&new.services) {

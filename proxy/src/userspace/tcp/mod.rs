@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub(crate) use serve::{Loop, Parts};
+pub(crate) use upstream::keep_alive;
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -44,7 +45,7 @@ pub(crate) fn bind(v4: bool, port: u16, mark: u32) -> io::Result<Socket> {
     socket.set_mark(mark)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_out_of_band_inline(true)?;
-    upstream::keep_alive(&socket)?;
+    keep_alive(&socket)?;
     socket.bind(&SocketAddr::new(loopback(v4), port).into())?;
     Ok(socket)
 }

@@ -106,6 +106,19 @@ fn datagrams_reach_a_backend_and_replies_come_from_the_frontend() {
 }
 
 #[test]
+fn what_a_program_says_straight_to_a_backend_from_a_port_that_it_chose_is_its_own() {
+    let mut world = served();
+    world.apply(vec![dns().ready("10.1.0.6", &[5353])], vec![]);
+    let (own, backend) = (SocketAddr::new(ip("10.1.0.5"), 7946), "10.1.0.6:5353");
+    let client = Client::new(&world.pods[0], "0.0.0.0:7946");
+    let served = client.ask("10.96.0.53:53", b"x").unwrap();
+    assert_eq!(served.peer.ip(), own.ip());
+    let direct = client.ask(backend, b"y").unwrap();
+    assert_eq!((direct.from, direct.peer), (backend.parse().unwrap(), own));
+    assert_eq!(client.ask("10.96.0.53:53", b"z").unwrap().from, "10.96.0.53:53".parse().unwrap());
+}
+
+#[test]
 fn node_ports_and_hairpin() {
     let mut world = served();
     world.apply(vec![dns().ready("10.1.0.5", &[5353]).ready("fd01::5", &[5353])], vec![]);

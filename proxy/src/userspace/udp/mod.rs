@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -70,12 +71,12 @@ impl Turn {
 }
 
 /// The ports that sockets get which ask for none: `net.ipv4.ip_local_port_range`.
-pub(crate) fn local_ports() -> u64 {
-    const LINUX: u64 = 60_999 - 32_768 + 1;
+pub(crate) fn local_ports() -> RangeInclusive<u16> {
+    const LINUX: RangeInclusive<u16> = 32_768..=60_999;
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut ends = text.split_whitespace().map(str::parse::<u64>);
+    let mut ends = text.split_whitespace().map(str::parse);
     match (ends.next(), ends.next()) {
-        (Some(Ok(first)), Some(Ok(last))) => (last + 1).saturating_sub(first),
+        (Some(Ok(first)), Some(Ok(last))) => first..=last,
         _ => LINUX,
     }
 }
@@ -244,12 +245,17 @@ fn begin(worker: &Worker, flow: Flow, target: &Target) -> io::Result<Session> {
     let keeps = worker.view.borrow_mut().keeps_client(target.kind, flow.client.ip(), backend);
     let mark = worker.shared.own_mark;
     let socket = match keeps {
-        true => match upstream(backend, Some(flow.client), mark) {
-            Ok(socket) => (socket, None),
-            // Its port is taken, by a session of the same client socket with another frontend, or below 1024 and not for
-            // this process.
-            Err(_) => (upstream(backend, Some(SocketAddr::new(flow.client.ip(), 0)), mark)?, None),
-        },
+        true => {
+            let any = SocketAddr::new(flow.client.ip(), 0);
+            // A port that a program chose, as where peers have one port at both ends, also carries what it says straight to
+            // that backend, and our socket would take the answers away.
+            let source = if worker.shared.sessions.is_local(flow.client.port()) { flow.client } else { any };
+            match upstream(backend, Some(source), mark) {
+                Ok(socket) => (socket, None),
+                // Its port is taken, by a session of the same client socket with another frontend.
+                Err(_) => (upstream(backend, Some(any), mark)?, None),
+            }
+        }
         false => {
             // The node's programs need ports too: half of them is theirs.
             let port = worker.shared.sessions.port().ok_or_else(|| io::Error::from_raw_os_error(libc::EMFILE))?;

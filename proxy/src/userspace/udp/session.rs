@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -89,6 +90,7 @@ pub(crate) struct Sessions {
     table: DashMap<Flow, Arc<Session>>,
     count: AtomicUsize,
     most: usize,
+    local: RangeInclusive<u16>,
     ports: Arc<Budget>,
     began: Instant,
 }
@@ -105,10 +107,16 @@ pub(crate) enum Found {
 }
 
 impl Sessions {
-    /// An empty table with room for `most`, of which `ports` may hold a port of the node's each.
-    pub(crate) fn new(most: usize, ports: u64) -> Self {
-        let ports = Budget::of(ports);
-        Self { table: DashMap::new(), count: AtomicUsize::new(0), most, ports, began: Instant::now() }
+    /// An empty table with room for `most`. `local` are the ports that sockets get which ask for none; half of the node's may
+    /// be held by sessions.
+    pub(crate) fn new(most: usize, local: RangeInclusive<u16>) -> Self {
+        let ports = Budget::of(local.len() as u64 / 2);
+        Self { table: DashMap::new(), count: AtomicUsize::new(0), most, local, ports, began: Instant::now() }
+    }
+
+    /// Whether a port is one that sockets get which ask for none.
+    pub(crate) fn is_local(&self, port: u16) -> bool {
+        self.local.contains(&port)
     }
 
     /// The time that sessions count in.
@@ -235,7 +243,7 @@ mod tests {
         /// A flow keeps its backend while that stands, moves when it is gone, and the table never holds more than it may.
         #[test]
         fn the_table_is_a_bounded_map_that_forgets_gone_backends(steps in prop::collection::vec(step(), 0..40)) {
-            let sessions = Sessions::new(3, 0);
+            let sessions = Sessions::new(3, 1..=1);
             let mut reference: HashMap<u16, u16> = HashMap::new();
             let mut live: HashMap<u16, Arc<Session>> = HashMap::new();
             for step in steps {
@@ -270,7 +278,7 @@ mod tests {
 
     #[test]
     fn what_has_lost_its_place_takes_nothing_out() {
-        let sessions = Sessions::new(3, 0);
+        let sessions = Sessions::new(3, 1..=1);
         let flow = Flow { client: address(1), frontend: address(99) };
         let found = |gone: bool| match sessions.find(flow, |_| !gone, || Ok(session(flow, address(5)))).unwrap() {
             Found::Old(s) | Found::New(s) => s,
