@@ -192,8 +192,11 @@ fn quick_start(_: &Shell, _: &Kube) -> Result<()> {
 }
 
 fn clean(shell: &Shell, kube: &Kube) -> Result<()> {
-    for node in ["n1", "n2.example"] {
-        kube.apply(&serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}))?;
+    // As long as the cloud's names are, and one that no proxy can run on.
+    let long = format!("ip-10-0-0-2.{}.example", "region-".repeat(8));
+    for (node, os) in [("n1", "linux"), (long.as_str(), "linux"), ("w1", "windows")] {
+        let meta = serde_json::json!({"name": node, "labels": {"kubernetes.io/os": os}});
+        kube.apply(&serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": meta}))?;
     }
     shell.page("docs/install.md", "clean")?;
     let jobs = shell.json("-n kube-system get jobs -l app.kubernetes.io/name=sheave-clean")?;
@@ -207,7 +210,7 @@ fn clean(shell: &Shell, kube: &Kube) -> Result<()> {
         Ok(pod["nodeName"].as_str().unwrap_or_default().to_owned())
     });
     let nodes = nodes.collect::<Result<BTreeSet<_>>>()?;
-    ensure!(nodes == BTreeSet::from(["n1".to_owned(), "n2.example".to_owned()]), "{nodes:?}");
+    ensure!(nodes == BTreeSet::from(["n1".to_owned(), long]), "{nodes:?}");
     Ok(())
 }
 
