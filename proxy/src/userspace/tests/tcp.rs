@@ -264,6 +264,9 @@ fn a_proxy_that_ends_gently_resets_no_connection_and_refuses_none() {
     std::thread::sleep(Duration::from_millis(200));
     for _ in 0..3 {
         world.stop_gently();
+        let table = world.node.output("nft", "list chain inet sheave serve");
+        let first = table.lines().find(|line| line.contains("tcp")).unwrap_or_default();
+        assert!(first.trim_end().ends_with("drop"), "new connections are not held back: {table}");
         std::thread::sleep(Duration::from_millis(100));
         world.start();
         std::thread::sleep(Duration::from_millis(200));

@@ -226,8 +226,11 @@ impl World {
         runtime.block_on(self.proxy.take().unwrap().shutdown(Duration::ZERO));
     }
 
-    /// Ends the proxy as SIGTERM does.
+    /// Ends the proxy as SIGTERM does: the store goes first, and it may take a moment until the data path is told.
     pub(super) fn stop_gently(&mut self) {
+        let newest = self.sender.borrow().clone();
+        self.sender = watch::Sender::new(newest);
+        std::thread::sleep(Duration::from_millis(20));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(self.proxy.take().unwrap().shutdown(Duration::from_secs(5)));
     }
