@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use sheave_harness::address::ROUTER;
-use sheave_harness::kube::{Kube, SYSTEM};
+use sheave_harness::kube::{Kube, SYSTEM, tokens};
 use sheave_harness::testpod::protocol::Kind;
 use sheave_harness::wait::until;
 use sheave_harness::world::Node;
@@ -113,7 +113,7 @@ impl<'a> ByTokens<'a> {
     }
 
     fn token(&self, node: &Node, audience: &str) -> Result<String> {
-        self.kube.pod_token(&format!("sheave-proxy-{}", node.name), audience)
+        self.kube.api.pod_token(&format!("sheave-proxy-{}", node.name), audience)
     }
 
     fn give(&self, node: &Node, token: &str) -> Result<()> {
@@ -202,17 +202,13 @@ fn tokens(it: &Context) -> Result<()> {
     it.saved()?;
     let (one, two): (&Arc<Node>, _) = (it.node(1), it.node(2));
     let good = all.token(two, AUDIENCE)?;
-    let again = all.kube.token_with(&good, |_| {})?;
-    let expired = all.kube.token_with(&good, |claims| {
-        for claim in ["iat", "nbf", "exp"] {
-            claims[claim] = (claims[claim].as_u64().unwrap_or_default() - 7200).into();
-        }
-    })?;
+    let key = all.kube.accounts_key();
+    let again = tokens::with_claims(&good, &key, |_| {})?;
     let bad = [
         ("of another node", all.token(one, AUDIENCE)?),
         ("for another audience", all.token(two, "https://test")?),
-        ("that has expired", expired),
-        ("that is forged", Kube::forged(&good)?),
+        ("that has expired", tokens::expired(&good, &key)?),
+        ("that is forged", tokens::forged(&good)?),
         ("that is none", "secret".to_owned()),
     ];
     for (what, token) in bad {

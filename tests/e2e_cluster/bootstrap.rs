@@ -54,12 +54,12 @@ fn cold_start(it: &Context<'_>) -> Result<()> {
 }
 
 /// How many streams are up, by node.
-fn streams(it: &Context<'_>) -> Result<Vec<f64>> {
+pub(crate) fn streams(it: &Context<'_>) -> Result<Vec<f64>> {
     let of = |node: &crate::fixture::Node| Ok(serving::proxy(node.addresses[0])?.sum("sheave_stream_connected", &[]));
     it.nodes().iter().map(of).collect()
 }
 
-fn connected(it: &Context<'_>, wanted: bool) -> Result<()> {
+pub(crate) fn connected(it: &Context<'_>, wanted: bool) -> Result<()> {
     until(&format!("proxies have a stream: {wanted}"), SOON, || {
         let streams = streams(it)?;
         ensure!(streams.iter().all(|up| (*up == 1.0) == wanted), "{streams:?}");
@@ -68,7 +68,7 @@ fn connected(it: &Context<'_>, wanted: bool) -> Result<()> {
 }
 
 /// Another number of controllers, on one node or (empty) on any.
-fn controllers(it: &Context<'_>, replicas: u32, node: &str) -> Result<()> {
+pub(crate) fn controllers(it: &Context<'_>, replicas: u32, node: &str) -> Result<()> {
     let selector = if node.is_empty() { "null".to_owned() } else { format!("\"{node}\"") };
     let patch = format!(
         r#"{{"spec": {{"replicas": {replicas}, "template": {{"spec": {{"nodeSelector": {{"kubernetes.io/hostname": {selector}}}}}}}}}}}"#

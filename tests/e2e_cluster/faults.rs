@@ -11,6 +11,7 @@ use sheave_harness::wait::{holds_for, until};
 
 use crate::check::{self, SOON};
 use crate::context::{Case, Context, Service, case, sheave};
+use crate::fixture::Node;
 use crate::shell::{self, shell};
 use crate::traffic::Traffic;
 use crate::workload::{self, Deployment, SERVERS};
@@ -45,12 +46,13 @@ impl<'a> Stage<'a> {
 
     /// Every node sends to exactly these pods, soon.
     pub(crate) fn current(&self, it: &Context<'_>, names: &[String]) -> Result<()> {
-        for node in it.nodes() {
-            for target in self.service.sockets(80) {
-                check::served_within(CURRENT, &node.pod, Kind::Tcp, target, names)?;
-            }
-        }
-        Ok(())
+        it.nodes().iter().try_for_each(|node| self.current_on(node, names))
+    }
+
+    /// One node does, soon.
+    pub(crate) fn current_on(&self, node: &Node, names: &[String]) -> Result<()> {
+        let mut targets = self.service.sockets(80).into_iter();
+        targets.try_for_each(|target| check::served_within(CURRENT, &node.pod, Kind::Tcp, target, names))
     }
 
     /// A change is followed on every node, with pods that go and pods that come.

@@ -18,8 +18,10 @@ mod rollout;
 mod services;
 mod serving;
 mod shell;
+mod subscriber;
 mod switch;
 mod traffic;
+mod trust;
 mod upgrade;
 mod webhook;
 
@@ -58,7 +60,7 @@ struct Arguments {
 
 /// Every case of every topic, in the order of the run: what takes Sheave away and installs it again comes last.
 fn table() -> impl Iterator<Item = &'static Case> {
-    let topics: [&[Case]; 12] = [
+    let topics: [&[Case]; 13] = [
         dns::CASES,
         services::CASES,
         load_balancer::CASES,
@@ -69,6 +71,7 @@ fn table() -> impl Iterator<Item = &'static Case> {
         faults::CASES,
         nodes::CASES,
         bootstrap::CASES,
+        trust::CASES,
         pages::CASES,
         audit::CASES,
     ];

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use sheave_harness::address::ROUTER;
-use sheave_harness::kube::{Kube, SYSTEM};
+use sheave_harness::kube::{SYSTEM, tokens};
 use sheave_harness::sys;
 use sheave_harness::wait::until;
 
@@ -58,7 +58,7 @@ fn askers(operator: &Operator<'_>) -> Result<()> {
         operator.asks_with(name, FIRST, &["--token-file", token, "--ca-file", ca], &["status"])
     };
     let good = operator.token("sheave-cli", "sheave-cli")?;
-    let forged = Kube::forged(&fs::read_to_string(&good)?)?;
+    let forged = tokens::forged(&fs::read_to_string(&good)?)?;
     with("token-forged", &operator.file("forged", &forged)?, &authority)?;
     with("token-audience", &operator.token("sheave-cli", "sheave-discovery")?, &authority)?;
     operator.kubectl("-n sheave-system create serviceaccount somebody")?;

@@ -3,7 +3,7 @@
 mod api;
 pub mod certificates;
 pub(crate) mod http;
-mod tokens;
+pub mod tokens;
 mod watch;
 
 use std::net::SocketAddr;

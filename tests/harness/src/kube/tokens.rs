@@ -1,6 +1,7 @@
 //! ServiceAccount tokens of proxies' pods: as a kubelet gets them, and as somebody who must not would make them.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -8,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rcgen::{KeyPair, SigningKey};
 use serde_json::{Value, json};
 
-use super::{Kube, SYSTEM};
+use super::{Api, Kube, SYSTEM};
 
 /// The proxies' ServiceAccount.
 const ACCOUNT: &str = "sheave-proxy";
@@ -25,28 +26,44 @@ impl Kube {
         Ok(name)
     }
 
+    /// The key that the API server signs tokens with.
+    pub fn accounts_key(&self) -> PathBuf {
+        self.folder.join("accounts.key")
+    }
+}
+
+impl Api {
     /// A token for a pod of the proxies, as the kubelet gets it.
     pub fn pod_token(&self, pod: &str, audience: &str) -> Result<String> {
-        let uid = self.api.read("Pod", SYSTEM, pod)?["metadata"]["uid"].clone();
+        let uid = self.read("Pod", SYSTEM, pod)?["metadata"]["uid"].clone();
         let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid});
         let spec = json!({"audiences": [audience], "expirationSeconds": 3600, "boundObjectRef": bound});
         let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
         let path = format!("/api/v1/namespaces/{SYSTEM}/serviceaccounts/{ACCOUNT}/token");
-        let (status, answer) = self.api.request("POST", &path, Some(&request))?;
+        let (status, answer) = self.request("POST", &path, Some(&request))?;
         let answer: Value = serde_json::from_str(&answer).with_context(|| format!("{path}: {status}: {answer}"))?;
         answer["status"]["token"].as_str().map(str::to_owned).with_context(|| format!("{path}: {status}: {answer}"))
     }
+}
 
-    /// A token with other claims, signed with the API server's own key.
-    pub fn token_with(&self, token: &str, change: impl FnOnce(&mut Value)) -> Result<String> {
-        let key = fs::read_to_string(self.folder.join("accounts.key"))?;
-        signed(token, change, &KeyPair::from_pem(&key).context("accounts.key")?)
-    }
+/// A token with other claims, signed with the API server's own key, an elliptic one in PEM.
+pub fn with_claims(token: &str, key: &Path, change: impl FnOnce(&mut Value)) -> Result<String> {
+    let pem = fs::read_to_string(key).with_context(|| format!("{}", key.display()))?;
+    signed(token, change, &KeyPair::from_pem(&pem).with_context(|| format!("{}", key.display()))?)
+}
 
-    /// The same token, signed by somebody else.
-    pub fn forged(token: &str) -> Result<String> {
-        signed(token, |_| {}, &KeyPair::generate().context("key")?)
-    }
+/// The same token as it was two hours ago, so that it has expired.
+pub fn expired(token: &str, key: &Path) -> Result<String> {
+    with_claims(token, key, |claims| {
+        for claim in ["iat", "nbf", "exp"] {
+            claims[claim] = (claims[claim].as_u64().unwrap_or_default() - 7200).into();
+        }
+    })
+}
+
+/// The same token, signed by somebody else.
+pub fn forged(token: &str) -> Result<String> {
+    signed(token, |_| {}, &KeyPair::generate().context("key")?)
 }
 
 fn signed(token: &str, change: impl FnOnce(&mut Value), key: &KeyPair) -> Result<String> {
