@@ -82,8 +82,8 @@ pub(crate) struct RunArgs {
     /// for, because the Service was not there when the pod started, is none.
     #[arg(long, env = "SHEAVE_DISCOVERY_VIP", value_name = "IP:PORT", requires = "token_file")]
     pub(crate) discovery_vip: Option<String>,
-    /// Ends the program when it has nothing to serve and no replica was known for so long: at a start a kubelet renews a
-    /// mounted ConfigMap at once, otherwise about once a minute.
+    /// Ends the program when it has nothing to serve and no replica (but for --discovery-vip), or no CA, was known for so long:
+    /// at a start a kubelet renews a mounted ConfigMap at once, otherwise about once a minute.
     #[arg(long, env = "SHEAVE_EXIT_WITHOUT_CONTROLLER", value_name = "SECONDS", requires = "discovery_dir")]
     pub(crate) exit_without_controller: Option<u64>,
     /// Which data path forwards.

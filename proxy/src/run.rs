@@ -4,19 +4,22 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin, Listener};
 use crate::config::Config;
 use crate::datapath;
 use crate::discovery::{Answerer, Book, Client};
 use crate::disk::{self, Identity, Keeper};
+use crate::lock::{self, Lock};
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
+use crate::refused;
 use crate::status::{Phase, Source, Status};
 use crate::store::{Options, StoreHandle, StoreTask};
 use crate::supervise::{Policy, Shutdown, Stop, Supervisor};
-use crate::{lock, refused};
 
 /// How long open connections may go on after SIGTERM. Short: while nobody listens, new connections wait for the next
 /// process, and those that are open can't be handed to it.
@@ -54,17 +57,20 @@ pub(crate) async fn run(config: Config, log_level: LogLevel) -> anyhow::Result<E
         tracing::info!(?holder, "another process owns this node; waiting until it ends");
         parts.status.update(|state| state.phase = Phase::Waiting(holder));
     };
-    let lock = tokio::select! {
+    tokio::select! {
         lock = lock::acquire(&parts.config.node.state_dir, waiting) => match lock {
-            Ok(lock) => lock,
+            Ok(lock) => hold_to_the_end(lock),
             Err(error) => return Ok(refused(&error.to_string())),
         },
         stop = parts.shutdown.stopped() => return Ok(exit_code(stop)),
-    };
-    let code = parts.own().await;
-    // Held to the very end: whoever takes over finds nobody else at work.
-    drop(lock);
-    code
+    }
+    parts.own().await
+}
+
+/// Leaves the lock to the end of the process: threads that nobody waits for, such as the one that writes the kernel's maps,
+/// end no sooner, and whoever takes over must find nobody else at work.
+fn hold_to_the_end(lock: Lock) {
+    std::mem::forget(lock);
 }
 
 impl Parts {
@@ -119,10 +125,11 @@ impl Parts {
                 compat.clone().follow(snapshots.clone(), programmed.clone())
             });
         }
-        let keeper = self.start_keeper(&store, identity);
+        let book = Book::open(&self.config.node.name, self.config.sources(), self.metrics.clone());
+        let keepers = self.start_keepers(&store, identity, &book);
         let client = Client {
             node: self.config.node.name.clone(),
-            book: Book::open(&self.config.node.name, self.config.sources(), self.metrics.clone()),
+            book,
             proof: self.config.proof(),
             patience: self.config.exit_without_controller.map(Duration::from_secs),
             store,
@@ -136,7 +143,7 @@ impl Parts {
 
         let stop = self.shutdown.stopped().await;
         self.status.update(|state| state.phase = Phase::Stopping);
-        let _ = tokio::join!(running.shutdown(DRAIN), keeper);
+        tokio::join!(running.shutdown(DRAIN), join_all(keepers));
         tracing::info!("stopped");
         Ok(exit_code(stop))
     }
@@ -173,7 +180,8 @@ impl Parts {
         })
     }
 
-    fn start_keeper(&self, store: &StoreHandle, identity: Arc<Identity>) -> tokio::task::JoinHandle<()> {
+    /// Starts what saves. Each ends once it has saved its last.
+    fn start_keepers(&self, store: &StoreHandle, identity: Arc<Identity>, book: &Book) -> [JoinHandle<()>; 2] {
         let status = self.status.clone();
         let confirmed = move || {
             let state = status.get();
@@ -188,10 +196,29 @@ impl Parts {
             metrics: self.metrics.clone(),
             shutdown: self.shutdown.clone(),
         };
-        self.supervisor.spawn("disk", Policy::Restart, move || disk::keep(keeper.clone()))
+        let (book, shutdown) = (book.clone(), self.shutdown.clone());
+        [
+            self.supervisor.spawn_with("disk", Policy::Restart, disk::LAST_SAVE, move || disk::keep(keeper.clone())),
+            self.supervisor
+                .spawn_with("directory", Policy::Restart, disk::LAST_SAVE, move || book.clone().keep(shutdown.clone())),
+        ]
     }
 }
 
 fn exit_code(stop: Stop) -> ExitCode {
     if stop == Stop::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::Attempt;
+
+    #[test]
+    fn the_lock_is_held_as_long_as_the_process_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let Attempt::Ours(lock) = lock::attempt(dir.path()).unwrap() else { panic!("nobody holds it") };
+        hold_to_the_end(lock);
+        assert!(matches!(lock::attempt(dir.path()).unwrap(), Attempt::HeldBy(_)));
+    }
 }

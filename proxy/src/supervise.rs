@@ -12,6 +12,9 @@ use crate::metrics::Metrics;
 /// Pause before a task that panicked starts again: long enough not to fill the log, short enough not to be missed.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a task that finishes in order may take for that once everything stops.
+const FINISH: Duration = Duration::from_millis(500);
+
 /// What a panic means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Policy {
@@ -82,7 +85,22 @@ impl Supervisor {
     }
 
     /// Runs what `make` makes until it ends or everything stops. After a panic, what `policy` says.
-    pub(crate) fn spawn<F, T>(&self, name: &'static str, policy: Policy, mut make: F) -> JoinHandle<()>
+    pub(crate) fn spawn<F, T>(&self, name: &'static str, policy: Policy, make: F) -> JoinHandle<()>
+    where
+        F: FnMut() -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn_with(name, policy, FINISH, make)
+    }
+
+    /// The same for a task that needs up to `finish` once everything stops. Who ends the program waits for the handle.
+    pub(crate) fn spawn_with<F, T>(
+        &self,
+        name: &'static str,
+        policy: Policy,
+        finish: Duration,
+        mut make: F,
+    ) -> JoinHandle<()>
     where
         F: FnMut() -> T + Send + 'static,
         T: Future<Output = ()> + Send + 'static,
@@ -95,8 +113,8 @@ impl Supervisor {
                 let ended = tokio::select! {
                     ended = &mut task => ended,
                     _ = this.shutdown.stopped() => {
-                        // A task that wants to finish in order listens to the shutdown itself; give it a moment.
-                        if tokio::time::timeout(RESTART_PAUSE, &mut task).await.is_err() {
+                        // A task that wants to finish in order listens to the shutdown itself; give it its time.
+                        if tokio::time::timeout(finish, &mut task).await.is_err() {
                             task.abort();
                         }
                         return;
@@ -182,6 +200,25 @@ mod tests {
         assert_eq!(starts.load(Ordering::SeqCst), 3);
         assert_eq!(supervisor.metrics.task_panics.with_label_values(&["test"]).get(), 2);
         assert!(!supervisor.shutdown.is_stopped());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_finishes_in_order_gets_its_own_time_and_no_more() {
+        for (finish, needs, finishes) in [(FINISH * 6, FINISH * 5, true), (FINISH, FINISH * 5, false)] {
+            let (supervisor, finished) = (supervisor(), Arc::new(AtomicUsize::new(0)));
+            let (shutdown, count) = (supervisor.shutdown.clone(), finished.clone());
+            let task = supervisor.spawn_with("test", Policy::Restart, finish, move || {
+                let (shutdown, count) = (shutdown.clone(), count.clone());
+                async move {
+                    shutdown.stopped().await;
+                    tokio::time::sleep(needs).await;
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            supervisor.shutdown.stop(Stop::Asked);
+            task.await.unwrap();
+            assert_eq!(finished.load(Ordering::SeqCst) == 1, finishes, "{finish:?}");
+        }
     }
 
     #[tokio::test]

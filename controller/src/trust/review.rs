@@ -134,7 +134,9 @@ fn judge(status: &TokenReviewStatus, account: &str) -> Verdict {
     let extra = user.and_then(|user| user.extra.as_ref()).and_then(|extra| extra.get(NODE_NAME));
     match extra.map(Vec::as_slice) {
         Some([node]) if !node.is_empty() => Ok(node.as_str().into()),
-        Some(_) | None => Err("the token names no node; it has to be a pod's projected one, of Kubernetes 1.30 or newer".to_owned()),
+        Some(_) | None => {
+            Err("the token names no node; it has to be a pod's projected one, of Kubernetes 1.30 or newer".to_owned())
+        }
     }
 }
 

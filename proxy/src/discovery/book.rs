@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustls::pki_types::TrustAnchor;
 use sheave_api::proto;
 use sheave_model::ContentHash;
+use tokio::sync::watch;
 
 use super::directory::{Directory, anchors};
 use super::remember;
 use crate::config::Endpoint;
 use crate::metrics::Metrics;
+use crate::supervise::Shutdown;
 
 /// Where to look.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +33,6 @@ pub(crate) struct Sources {
 #[derive(Debug, Default)]
 struct State {
     mounted: Directory,
-    remembered: Directory,
     /// What was last said to be wrong with the mounted folder.
     told: Vec<String>,
 }
@@ -43,6 +44,8 @@ pub(crate) struct Book {
     node: Arc<str>,
     sources: Arc<Sources>,
     state: Arc<Mutex<State>>,
+    /// The last stream's word; streams move it, and who saves it follows.
+    remembered: watch::Sender<Directory>,
     metrics: Metrics,
 }
 
@@ -50,8 +53,8 @@ impl Book {
     /// Reads what is remembered.
     pub(crate) fn open(node: &str, sources: Sources, metrics: Metrics) -> Self {
         let remembered = sources.remembered.as_deref().and_then(remember::load).unwrap_or_default();
-        let state = State { remembered, ..State::default() };
-        Self { node: node.into(), sources: Arc::new(sources), state: Arc::new(Mutex::new(state)), metrics }
+        let (sources, remembered) = (Arc::new(sources), watch::Sender::new(remembered));
+        Self { node: node.into(), sources, state: Arc::default(), remembered, metrics }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -72,9 +75,9 @@ impl Book {
             }
             state.mounted = mounted;
         }
-        let mut found: Vec<_> =
-            state.mounted.controllers.iter().chain(&state.remembered.controllers).copied().collect();
+        let mut found = state.mounted.controllers.clone();
         drop(state);
+        found.extend(&self.remembered.borrow().controllers);
         found.sort_by_cached_key(|address| (self.rank(*address), *address));
         found.dedup();
         let mut all = self.sources.given.clone();
@@ -99,9 +102,8 @@ impl Book {
 
     /// The CAs of all sources.
     pub(super) fn anchors(&self) -> Vec<TrustAnchor<'static>> {
-        let state = self.lock();
-        let mut all = anchors(&state.mounted.ca).0;
-        for anchor in anchors(&state.remembered.ca).0 {
+        let mut all = anchors(&self.lock().mounted.ca).0;
+        for anchor in anchors(&self.remembered.borrow().ca).0 {
             if !all.contains(&anchor) {
                 all.push(anchor);
             }
@@ -109,24 +111,24 @@ impl Book {
         all
     }
 
-    /// Takes a stream's word, in memory and on disk. Returns what to acknowledge it with.
+    /// Takes a stream's word, and leaves it to [`Self::keep`] to save it: the disk may hang, and updates wait behind this.
+    /// Returns what to acknowledge it with.
     ///
     /// # Errors
     /// Where it can't be used; what was known stands.
-    pub(super) async fn learn(&self, message: proto::Directory) -> Result<ContentHash, String> {
+    pub(super) fn learn(&self, message: proto::Directory) -> Result<ContentHash, String> {
         let (directory, hash) = Directory::from_proto(message)?;
-        let Some(path) = self.sources.remembered.clone() else { return Ok(hash) };
-        let known = std::mem::replace(&mut self.lock().remembered, directory.clone());
-        if known != directory || !path.exists() {
-            let file = path.clone();
-            let saved = tokio::task::spawn_blocking(move || remember::save(&file, &directory)).await;
-            if let Err(error) = saved.map_err(std::io::Error::other).flatten() {
-                // This process trusts it all the same, and the next one finds the ConfigMap that its kubelet mounts at its start.
-                self.metrics.disk_errors.inc();
-                tracing::warn!(file = %path.display(), %error, "replicas and CAs can't be saved; is the disk full?");
-            }
+        if self.sources.remembered.is_some() {
+            self.remembered.send_replace(directory);
         }
         Ok(hash)
+    }
+
+    /// Saves what is learned until everything stops.
+    pub(crate) async fn keep(self, shutdown: Shutdown) {
+        if let Some(file) = &self.sources.remembered {
+            remember::keep(file, self.remembered.subscribe(), &self.metrics, &shutdown).await;
+        }
     }
 }
 
@@ -134,6 +136,7 @@ impl Book {
 mod tests {
     use super::super::directory::tests::ca;
     use super::*;
+    use crate::supervise::Stop;
 
     struct World {
         folder: tempfile::TempDir,
@@ -154,6 +157,13 @@ mod tests {
 
         fn book(&self, node: &str) -> Book {
             Book::open(node, self.sources.clone(), Metrics::new().unwrap())
+        }
+
+        /// Saves what a book holds, as at the end of a process.
+        async fn saved(&self, book: &Book) {
+            let shutdown = Shutdown::new();
+            shutdown.stop(Stop::Asked);
+            book.clone().keep(shutdown).await;
         }
 
         fn mount(&self, controllers: &str, ca: &str) {
@@ -180,26 +190,27 @@ mod tests {
         let (one, two) = (ca(), ca());
         world.mount("10.0.0.1:1\n", &one);
         assert_eq!(shown(&book), ["10.0.0.1:1"]);
-        book.learn(directory(&["10.0.0.2:1", "10.0.0.1:1"], &two)).await.unwrap();
+        book.learn(directory(&["10.0.0.2:1", "10.0.0.1:1"], &two)).unwrap();
         assert_eq!((shown(&book).len(), book.anchors().len()), (2, 2));
         world.mount("broken\n", "broken");
         assert_eq!((shown(&book).len(), book.anchors().len()), (2, 1));
         std::fs::remove_dir_all(world.folder.path().join("mounted")).unwrap();
+        world.saved(&book).await;
         let next = world.book("n1");
         assert_eq!(shown(&next), ["10.0.0.1:1", "10.0.0.2:1"], "the next process remembers");
         assert_eq!(next.anchors().len(), 1);
     }
 
-    #[tokio::test]
-    async fn what_a_stream_says_takes_the_place_of_what_one_said_before() {
+    #[test]
+    fn what_a_stream_says_takes_the_place_of_what_one_said_before() {
         let world = World::new();
         let book = world.book("n1");
         let (one, two) = (ca(), ca());
-        let hash = book.learn(directory(&["10.0.0.1:1"], &one)).await.unwrap();
+        let hash = book.learn(directory(&["10.0.0.1:1"], &one)).unwrap();
         assert_eq!(hash, sheave_api::content_hash(one.as_bytes()));
-        book.learn(directory(&["10.0.0.2:1"], &two)).await.unwrap();
+        book.learn(directory(&["10.0.0.2:1"], &two)).unwrap();
         assert_eq!((shown(&book), book.anchors().len()), (vec!["10.0.0.2:1".to_owned()], 1));
-        assert!(book.learn(directory(&[], &one)).await.is_err());
+        assert!(book.learn(directory(&[], &one)).is_err());
         assert_eq!(shown(&book), ["10.0.0.2:1"], "what can't be used changes nothing");
     }
 

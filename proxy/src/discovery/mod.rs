@@ -45,7 +45,7 @@ pub(crate) struct Client {
     pub(crate) book: Book,
     /// How this node proves itself.
     pub(crate) proof: Proof,
-    /// The program ends when nothing is served and no replica was known for so long.
+    /// The program ends when nothing is served and no replica was known for so long, or no CA.
     pub(crate) patience: Option<Duration>,
     pub(crate) store: StoreHandle,
     /// The revision that every data path has.
@@ -57,7 +57,7 @@ pub(crate) struct Client {
     pub(crate) shutdown: Shutdown,
 }
 
-/// Between two looks for a replica's address while none is known.
+/// At most so long between two looks for a replica's address while none is known.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Client {
@@ -66,19 +66,21 @@ impl Client {
         let mut rounds = Rounds::new();
         while !self.shutdown.is_stopped() {
             let (endpoints, last_resort) = self.book.endpoints();
+            let known = self.knows_somebody(&endpoints, last_resort);
+            if known {
+                rounds.nobody_since = None;
+            } else if self.waited_in_vain(&mut rounds) {
+                return;
+            }
             if endpoints.is_empty() {
-                if self.waits_in_vain(&mut rounds).await {
-                    return;
-                }
+                self.pause(LOOK_AGAIN).await;
                 continue;
             }
             rounds.follow(endpoints, last_resort);
             let turn = rounds.rotation.next();
-            if !turn.pause.is_zero() {
-                tokio::select! {
-                    () = tokio::time::sleep(turn.pause) => {}
-                    _ = self.shutdown.stopped() => return,
-                }
+            self.pause(if known { turn.pause } else { turn.pause.min(LOOK_AGAIN) }).await;
+            if self.shutdown.is_stopped() {
+                return;
             }
             if !std::mem::take(&mut rounds.first) {
                 self.metrics.stream_reconnects.inc();
@@ -92,24 +94,41 @@ impl Client {
         }
     }
 
-    /// Waits a little while no address is known; returns whether everything stops.
-    async fn waits_in_vain(&self, rounds: &mut Rounds) -> bool {
+    /// Whether a replica is known that can be dialled. The last resort is none: nobody may serve it yet. And who takes tokens
+    /// is trusted only by a CA.
+    fn knows_somebody(&self, endpoints: &[Endpoint], last_resort: bool) -> bool {
+        let replicas = &endpoints[..endpoints.len() - usize::from(last_resort)];
+        let trusted = !matches!(self.proof, Proof::Token(_)) || !self.book.anchors().is_empty();
+        replicas.iter().any(|replica| trusted || matches!(replica, Endpoint::Unix(_)))
+    }
+
+    /// Takes note that nobody is known. Returns whether that lasts for too long with nothing to serve; everything then stops.
+    fn waited_in_vain(&self, rounds: &mut Rounds) -> bool {
         let since = *rounds.nobody_since.get_or_insert_with(|| {
-            tracing::warn!("no replica of the controller is known yet; waiting for one to be named in --discovery-dir");
+            tracing::warn!(
+                "no replica of the controller, or no CA of theirs, is known yet; waiting for both to be in --discovery-dir"
+            );
             Instant::now()
         });
         let idle = self.status.get().source == Source::Nothing;
-        if idle && self.patience.is_some_and(|patience| since.elapsed() >= patience) {
+        let in_vain = idle && self.patience.is_some_and(|patience| since.elapsed() >= patience);
+        if in_vain {
             tracing::error!(
                 "no replica of the controller became known; ending, because a kubelet renews a mounted ConfigMap at a \
                  start and otherwise only about once a minute"
             );
             self.shutdown.stop(Stop::Failed);
-            return true;
         }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK_AGAIN) => false,
-            _ = self.shutdown.stopped() => true,
+        in_vain
+    }
+
+    /// Waits for so long, or until everything stops.
+    async fn pause(&self, pause: Duration) {
+        if !pause.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = self.shutdown.stopped() => {}
+            }
         }
     }
 
@@ -140,7 +159,7 @@ struct Rounds {
     first: bool,
     /// How each endpoint's last stream ended.
     told: HashMap<Endpoint, End>,
-    /// Since when there is no endpoint.
+    /// Since when no replica is known.
     nobody_since: Option<Instant>,
 }
 
@@ -152,7 +171,6 @@ impl Rounds {
 
     /// Begins anew where the endpoints are others than before.
     fn follow(&mut self, endpoints: Vec<Endpoint>, last_resort: bool) {
-        self.nobody_since = None;
         if endpoints == self.endpoints {
             return;
         }
@@ -169,6 +187,9 @@ impl Rounds {
     /// Takes note of a stream's end. A controller that stays away is told once, not at every try.
     fn ended(&mut self, index: usize, end: End) {
         self.rotation.ended(index, &end);
+        if !matches!(end, End::Unreachable(_)) {
+            self.nobody_since = None; // it has answered, at the last resort or elsewhere
+        }
         let endpoint = &self.endpoints[index];
         if self.told.get(endpoint) == Some(&end) {
             tracing::debug!(controller = %endpoint, %end, "again no stream");

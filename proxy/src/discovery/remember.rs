@@ -8,7 +8,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use tokio::sync::watch;
+
 use super::directory::Directory;
+use crate::disk::RETRY;
+use crate::metrics::Metrics;
+use crate::supervise::Shutdown;
 
 const MAGIC: &str = "sheave-directory";
 /// Raised whenever an older program would misread the file.
@@ -47,11 +52,38 @@ fn parse(text: &str) -> Result<Directory, String> {
     serde_json::from_str(body).map_err(|error| error.to_string())
 }
 
+/// Saves the newest word whenever one has come, until everything stops. One that can't be saved is tried again, as a snapshot is.
+pub(super) async fn keep(path: &Path, mut words: watch::Receiver<Directory>, metrics: &Metrics, shutdown: &Shutdown) {
+    loop {
+        let word = words.borrow_and_update().clone();
+        let saved = word.controllers.is_empty() || save_anew(path, word, metrics).await;
+        tokio::select! {
+            biased; // what has come is saved, and then everything may stop
+            changed = words.changed() => if changed.is_err() { return },
+            _ = shutdown.stopped() => return,
+            () = tokio::time::sleep(RETRY), if !saved => {}
+        }
+    }
+}
+
+/// Saves a word that the file doesn't hold; returns whether it does now.
+async fn save_anew(path: &Path, word: Directory, metrics: &Metrics) -> bool {
+    let file = path.to_owned();
+    let work = move || if load(&file).as_ref() == Some(&word) { Ok(()) } else { save(&file, &word) };
+    let saved = tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten();
+    if let Err(error) = &saved {
+        // This process trusts it all the same, and the next one finds the ConfigMap that its kubelet mounts at its start.
+        metrics.disk_errors.inc();
+        tracing::warn!(file = %path.display(), %error, "replicas and CAs can't be saved; is the disk full?");
+    }
+    saved.is_ok()
+}
+
 /// Writes beside the file and renames: whoever reads finds the old one or the new one, also after a power cut.
 ///
 /// # Errors
 /// Where it can't be written; the old one then stands.
-pub(super) fn save(path: &Path, directory: &Directory) -> io::Result<()> {
+fn save(path: &Path, directory: &Directory) -> io::Result<()> {
     let body = serde_json::to_string(directory)?;
     let text = format!("{MAGIC} {VERSION} {:08x}\n{body}", crc32fast::hash(body.as_bytes()));
     let partial = path.with_extension("part");
@@ -76,6 +108,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervise::Stop;
     use std::os::unix::fs::PermissionsExt;
 
     fn directory() -> Directory {
@@ -114,5 +147,33 @@ mod tests {
             assert!(!path.exists());
             assert_eq!(fs::read(folder.path().join("discovery.damaged")).unwrap(), bad);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_newest_word_is_saved_and_one_that_cannot_be_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("not there yet").join("discovery");
+        let (metrics, shutdown, words) =
+            (Metrics::new().unwrap(), Shutdown::new(), watch::Sender::new(Directory::default()));
+        let (kept, counted, following, until) = (path.clone(), metrics.clone(), words.subscribe(), shutdown.clone());
+        let task = tokio::spawn(async move { keep(&kept, following, &counted, &until).await });
+        tokio::time::sleep(RETRY * 3).await;
+        assert_eq!(metrics.disk_errors.get(), 0, "nothing has come yet");
+        words.send_replace(directory());
+        tokio::time::sleep(RETRY * 3).await;
+        assert!((2..=4).contains(&metrics.disk_errors.get()), "{}", metrics.disk_errors.get());
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        tokio::time::sleep(RETRY * 2).await;
+        assert_eq!(load(&path), Some(words.borrow().clone()));
+        // What somebody takes away stays away until there is something to say.
+        fs::remove_file(&path).unwrap();
+        tokio::time::sleep(RETRY * 2).await;
+        assert!(!path.exists());
+        words.send_replace(directory());
+        let newest = Directory { controllers: vec!["10.0.0.2:15010".parse().unwrap()], ..directory() };
+        words.send_replace(newest.clone());
+        shutdown.stop(Stop::Asked);
+        task.await.unwrap();
+        assert_eq!(load(&path), Some(newest));
     }
 }

@@ -175,7 +175,7 @@ impl<'a> Stream<'a> {
         match message.message {
             Some(proto::from_controller::Message::Update(update)) => self.take(update).await,
             Some(proto::from_controller::Message::Directory(directory)) => {
-                match self.client.book.learn(directory).await {
+                match self.client.book.learn(directory) {
                     Ok(hash) => self.learned = Some(hash),
                     Err(error) => tracing::warn!(
                         controller = self.endpoint,

@@ -1,6 +1,8 @@
 //! The client against replicas over TLS that take tokens: what it knows of them comes, changes, and is wrong in part.
 
+use std::io::Write;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -119,6 +121,7 @@ impl Session {
 struct World {
     folder: tempfile::TempDir,
     patience: Option<Duration>,
+    last_resort: Option<SocketAddr>,
     /// Kept, because a client whose data paths have ended ends too.
     programmed: watch::Sender<u64>,
 }
@@ -128,7 +131,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("mounted")).unwrap();
         std::fs::write(folder.path().join("token"), "first\n").unwrap();
-        Self { folder, patience: None, programmed: watch::Sender::new(0) }
+        Self { folder, patience: None, last_resort: None, programmed: watch::Sender::new(0) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -149,6 +152,7 @@ impl World {
         let sources = Sources {
             mounted: Some(self.path("mounted")),
             remembered: Some(self.path("discovery")),
+            last_resort: self.last_resort,
             ..Sources::default()
         };
         let client = Client {
@@ -164,7 +168,19 @@ impl World {
             shutdown,
         };
         tokio::spawn(client.clone().run());
+        tokio::spawn(client.book.clone().keep(client.shutdown.clone()));
         client
+    }
+
+    /// Waits until the next process would remember this.
+    async fn remembers(&self, what: &str) {
+        let kept = || std::fs::read_to_string(self.path("discovery")).unwrap_or_default();
+        let wait = async {
+            while !kept().contains(what) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not remembered: {what}, but {}", kept()));
     }
 }
 
@@ -198,6 +214,7 @@ async fn a_wrong_ca_or_stale_addresses_in_one_place_do_not_matter_while_another_
     session.tell(&[replica.address], &authority.pem).await;
     let hash = hash_to_bytes(content_hash(authority.pem.as_bytes()));
     assert!(matches!(session.next().await, from_proxy::Message::Remembered(word) if word.ca_hash == hash));
+    world.remembers(&replica.address.to_string()).await;
     // The ConfigMap becomes wrong in both respects; the next process has it and what is remembered.
     world.mount(&[nobody()], &wrong.pem);
     client.shutdown.stop(Stop::Asked);
@@ -208,6 +225,7 @@ async fn a_wrong_ca_or_stale_addresses_in_one_place_do_not_matter_while_another_
     let stale = nobody();
     session.tell(&[stale], &wrong.pem).await;
     assert!(matches!(session.next().await, from_proxy::Message::Remembered(_)));
+    world.remembers(&stale.to_string()).await;
     world.mount(&[replica.address], &authority.pem);
     client.shutdown.stop(Stop::Asked);
     drop(session);
@@ -244,9 +262,55 @@ async fn a_word_that_cannot_be_used_is_not_acknowledged_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_disk_that_hangs_holds_up_no_word() {
+    let (world, authority) = (World::new(), Authority::new());
+    // A full pipe in the file's place.
+    let (pipe, mut end) = std::io::pipe().unwrap();
+    std::os::unix::fs::symlink(format!("/proc/self/fd/{}", end.as_raw_fd()), world.path("discovery.part")).unwrap();
+    end.write_all(&[0; 64 << 10]).unwrap();
+    let mut replica = Replica::start(&authority);
+    world.mount(&[replica.address], &authority.pem);
+    world.start();
+    let mut session = replica.session().await;
+    for last in 1..4 {
+        let other = SocketAddr::from(([10, 0, 0, last], 15010));
+        session.tell(&[replica.address, other], &authority.pem).await;
+        assert!(matches!(session.next().await, from_proxy::Message::Remembered(_)));
+    }
+    assert!(!world.path("discovery").exists());
+    drop(pipe);
+}
+
+#[tokio::test]
 async fn with_nothing_to_serve_and_nobody_known_the_program_ends_where_that_is_asked_for() {
-    let world = World { patience: Some(Duration::from_millis(10)), ..World::new() };
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let ca = Authority::new().pem;
+    // Nothing at all; a last resort that nobody serves, with and without a CA; and a replica without one.
+    for (last_resort, replicas, ca) in
+        [(None, None, ""), (Some(nobody()), None, ""), (Some(nobody()), None, &*ca), (None, Some(nobody()), "")]
+    {
+        let world = World { patience: Some(Duration::from_millis(10)), last_resort, ..World::new() };
+        world.mount(replicas.as_slice(), ca);
+        let client = world.start();
+        let stopped = timeout(PATIENCE, client.shutdown.stopped()).await.expect("it ends");
+        assert_eq!(stopped, Stop::Failed);
+    }
+}
+
+#[tokio::test]
+async fn the_program_does_not_end_while_the_last_resort_answers_or_a_replica_is_known() {
+    let (patience, authority) = (Some(Duration::from_millis(10)), Authority::new());
+    let mut replica = Replica::start(&authority);
+    let world = World { patience, last_resort: Some(replica.address), ..World::new() };
+    world.mount(&[], &authority.pem);
     let client = world.start();
-    let stopped = timeout(PATIENCE, client.shutdown.stopped()).await.expect("it ends");
-    assert_eq!(stopped, Stop::Failed);
+    let session = replica.session().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!client.shutdown.is_stopped(), "its stream stands");
+    drop(session);
+    let world = World { patience, ..World::new() };
+    world.mount(&[nobody()], &authority.pem);
+    let client = world.start();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!client.shutdown.is_stopped(), "another start would find nothing new");
 }

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use bytes::{Buf, Bytes};
@@ -55,12 +56,19 @@ pub(super) struct Header {
 }
 
 /// Writes a snapshot beside `path` and renames it there: whoever reads finds the old or the new one, also after a power cut.
+/// Stops at the next resource where `given_up` turns true.
 ///
 /// # Errors
-/// Where it can't be written; the old one then stands.
-pub(crate) fn save(path: &Path, snapshot: &Snapshot, identity: &Identity, confirmed: SystemTime) -> io::Result<()> {
+/// Where it can't be written or is given up; the old one then stands.
+pub(crate) fn save(
+    path: &Path,
+    snapshot: &Snapshot,
+    identity: &Identity,
+    confirmed: SystemTime,
+    given_up: &AtomicBool,
+) -> io::Result<()> {
     let partial: PathBuf = path.with_extension("part");
-    let result = write(&partial, snapshot, identity, confirmed).and_then(|()| fs::rename(&partial, path));
+    let result = write(&partial, snapshot, identity, confirmed, given_up).and_then(|()| fs::rename(&partial, path));
     if result.is_err() {
         // Whatever is left of it helps nobody; that it can't be removed is less of a problem than what came before.
         let _ = fs::remove_file(&partial);
@@ -72,7 +80,13 @@ pub(crate) fn save(path: &Path, snapshot: &Snapshot, identity: &Identity, confir
     }
 }
 
-fn write(path: &Path, snapshot: &Snapshot, identity: &Identity, confirmed: SystemTime) -> io::Result<()> {
+fn write(
+    path: &Path,
+    snapshot: &Snapshot,
+    identity: &Identity,
+    confirmed: SystemTime,
+    given_up: &AtomicBool,
+) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     let mut out = Summing { inner: BufWriter::with_capacity(64 << 10, file), sum: crc32fast::Hasher::new() };
     let millis = confirmed.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -87,6 +101,9 @@ fn write(path: &Path, snapshot: &Snapshot, identity: &Identity, confirmed: Syste
     write_record(&mut out, &header)?;
     let mut record = Vec::new();
     for resource in resources(snapshot) {
+        if given_up.load(Ordering::Relaxed) {
+            return Err(io::Error::other("it was given up"));
+        }
         let encoded = encode_resource(&resource);
         let upsert = proto::Upsert {
             name: Some(name_of_key(&resource.key())),

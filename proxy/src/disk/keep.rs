@@ -2,7 +2,9 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use imbl::OrdMap;
@@ -22,13 +24,17 @@ const PAUSE_FACTOR: u32 = 20;
 const REFRESH: Duration = Duration::from_secs(600);
 
 /// A save that failed is tried again after this time, whether or not anything changes: somebody may have made room on the disk.
-const RETRY: Duration = Duration::from_secs(10);
+pub(crate) const RETRY: Duration = Duration::from_secs(10);
+/// How long the last save may take, once everything stops: enough for a slow disk, and half of what a pod gets before it is
+/// killed (terminationGracePeriodSeconds in manifests/base/proxy.yaml).
+pub(crate) const LAST_SAVE: Duration = Duration::from_secs(5);
 
 /// How soon a save has to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Haste {
-    /// Behind whatever else wants the core: encoding 10,000 endpoints must not hold up the change that follows.
-    Low,
+    /// Behind whatever else wants the core: encoding 10,000 endpoints must not hold up the change that follows. Given up
+    /// when this turns true.
+    Low(Arc<AtomicBool>),
     /// Now, since the program ends.
     Normal,
 }
@@ -55,7 +61,7 @@ pub(crate) async fn keep(mut keeper: Keeper) {
         _ = shutdown.stopped() => return,
     }
     let mut saved: Option<Content> = None;
-    let mut revision = 0;
+    let mut revision = None;
     let mut tried = tokio::time::Instant::now();
     loop {
         let snapshot = keeper.snapshots.borrow_and_update().clone();
@@ -64,10 +70,10 @@ pub(crate) async fn keep(mut keeper: Keeper) {
         let due = tried.elapsed() >= REFRESH || saved.as_ref().is_none_or(|saved| !saved.is(&content));
         let mut pause = Duration::ZERO;
         if due {
-            let (written, wait) = keeper.save_now(snapshot.clone(), Haste::Low).await;
+            let (written, wait) = keeper.save_behind(snapshot.clone()).await;
             (tried, pause) = (tokio::time::Instant::now(), wait);
             saved = written.then_some(content);
-            revision = if written { snapshot.revision } else { 0 };
+            revision = written.then_some(snapshot.revision);
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -81,7 +87,7 @@ pub(crate) async fn keep(mut keeper: Keeper) {
         }
     }
     let last = keeper.snapshots.borrow_and_update().clone();
-    if last.revision != revision {
+    if revision != Some(last.revision) {
         keeper.save_now(last, Haste::Normal).await;
     }
 }
@@ -115,14 +121,34 @@ fn same<T>(one: Option<&(ContentHash, Arc<T>)>, other: Option<&(ContentHash, Arc
 }
 
 impl Keeper {
+    /// Saves while nothing else wants the core. When everything stops, what is under way is given up: the last save is to
+    /// come, and must not wait for a thread that stands back.
+    async fn save_behind(&self, snapshot: Arc<Snapshot>) -> (bool, Duration) {
+        let given_up = Arc::new(AtomicBool::new(false));
+        let mut save = pin!(self.save_now(snapshot, Haste::Low(given_up.clone())));
+        tokio::select! {
+            done = &mut save => done,
+            _ = self.shutdown.stopped() => {
+                given_up.store(true, Ordering::Relaxed);
+                // Awaited all the same, since both write the same file.
+                save.await
+            }
+        }
+    }
+
     /// Saves; returns whether it could, and how long to wait before the next time.
     async fn save_now(&self, snapshot: Arc<Snapshot>, haste: Haste) -> (bool, Duration) {
         let (path, identity, confirmed) = (self.path.clone(), self.identity.clone(), (self.confirmed)());
+        let (low, given_up) = match haste {
+            Haste::Low(given_up) => (true, given_up),
+            Haste::Normal => (false, Arc::default()),
+        };
+        let stop = given_up.clone();
         let work = move || {
-            if haste == Haste::Low {
+            if low {
                 crate::sys::lower_priority();
             }
-            let saved = save(&path, &snapshot, &identity, confirmed);
+            let saved = save(&path, &snapshot, &identity, confirmed, &stop);
             saved.map(|()| crate::sys::thread_cpu_time())
         };
         let wait = move || {
@@ -131,7 +157,9 @@ impl Keeper {
             thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that saves panicked")))
         };
         let saved = tokio::task::spawn_blocking(wait).await.map_err(io::Error::other).flatten();
-        if let Err(error) = &saved {
+        if let Err(error) = &saved
+            && !given_up.load(Ordering::Relaxed)
+        {
             self.metrics.disk_errors.inc();
             tracing::warn!(file = %self.path.display(), %error, "the snapshot can't be saved; is the disk full?");
         }
@@ -146,6 +174,8 @@ mod tests {
     use crate::store::tests::{delta, service};
     use crate::supervise::Stop;
     use sheave_model::{Delta, Store};
+    use std::io::{PipeReader, Read};
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 
@@ -224,5 +254,40 @@ mod tests {
         shutdown.stop(Stop::Asked);
         task.await.unwrap();
         assert_eq!(load(&path, &identity).unwrap().delta, store.snapshot().to_delta());
+    }
+
+    /// Reads so much from a pipe, beside the test.
+    fn take(mut pipe: PipeReader, bytes: usize) -> tokio::task::JoinHandle<std::io::Result<PipeReader>> {
+        tokio::task::spawn_blocking(move || pipe.read_exact(&mut vec![0; bytes]).map(|()| pipe))
+    }
+
+    #[tokio::test]
+    async fn the_last_save_does_not_wait_for_the_rest_of_one_that_stands_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshot");
+        // A pipe in the file's place: the first save gets on only as far as something is read.
+        let (pipe, end) = std::io::pipe().unwrap();
+        let end_of_it = format!("/proc/self/fd/{}", end.as_raw_fd());
+        std::os::unix::fs::symlink(end_of_it, path.with_extension("part")).unwrap();
+        let mut store = Store::default();
+        let services = (0..5_000).map(|n| {
+            let mut service = service(&format!("s{n}"), &format!("10.0.{}.{}", n / 250, n % 250 + 1));
+            service.ports[0].node_port = None;
+            service
+        });
+        store.apply(delta(services.collect()));
+        let snapshots = watch::Sender::new(Arc::new(store.snapshot().clone()));
+        let keeper = keeper(&path, &snapshots, &watch::Sender::new(true));
+        let (identity, shutdown, metrics) = (keeper.identity.clone(), keeper.shutdown.clone(), keeper.metrics.clone());
+        let task = tokio::spawn(keep(keeper));
+        let pipe = take(pipe, 1).await.unwrap().unwrap();
+
+        shutdown.stop(Stop::Asked);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // As much as lets it go on with the next resource, and far less than all.
+        let _pipe = take(pipe, 100 << 10);
+        tokio::time::timeout(LAST_SAVE, task).await.expect("it ends in time").unwrap();
+        assert_eq!(load(&path, &identity).unwrap().delta, store.snapshot().to_delta());
+        assert_eq!(metrics.disk_errors.get(), 0);
     }
 }

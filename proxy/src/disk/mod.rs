@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sheave_model::{ContentHash, Delta, Resource};
 
 pub(crate) use format::{FormatError, save};
-pub(crate) use keep::{Keeper, keep};
+pub(crate) use keep::{Keeper, LAST_SAVE, RETRY, keep};
 
 /// Whose kernel state a snapshot belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +107,7 @@ mod tests {
     use crate::store::tests::{delta, service};
     use sheave_model::{NodeFacts, Snapshot, Store, Upsert, View};
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::AtomicBool;
 
     fn identity() -> Identity {
         Identity { node: "n1".into(), boot_id: "b".into(), netns_cookie: 7 }
@@ -126,7 +127,7 @@ mod tests {
     fn saved() -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("snapshot");
-        save(&path, &snapshot(), &identity(), SystemTime::now()).unwrap();
+        save(&path, &snapshot(), &identity(), SystemTime::now(), &AtomicBool::new(false)).unwrap();
         (dir, path)
     }
 

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::Options;
 use super::policy::{self, Admitted, Ask, Denied, Stack};
 use crate::metrics::{Direction, Reason, ServiceMetrics};
+use crate::userspace::keep_alive;
 
 /// A pooled upstream connection is closed after this long without a request: well below the 60 s after which common
 /// servers close theirs, so that a request seldom meets a connection that is just being closed.
@@ -55,8 +56,10 @@ impl Exchange {
         peer.options.idle_timeout = Some(POOL_IDLE);
         let mark = self.options.mark_own;
         peer.options.upstream_tcp_sock_tweak_hook = Some(Arc::new(move |socket| {
-            let marked = socket2::SockRef::from(socket).set_mark(mark);
-            marked.map_err(|e| Error::because(ErrorType::SocketError, "marking an upstream socket", e))
+            let socket = socket2::SockRef::from(socket);
+            // An answer may take as long as it takes, but a backend that is gone must not keep request and client waiting.
+            let prepared = keep_alive(&socket).and_then(|()| socket.set_mark(mark));
+            prepared.map_err(|e| Error::because(ErrorType::SocketError, "preparing an upstream socket", e))
         }));
         Box::new(peer)
     }
@@ -143,5 +146,25 @@ impl ProxyHttp for Exchange {
             (None, Some(error)) if *error.esource() != ErrorSource::Downstream => counters.error(Reason::Broken),
             (None, _) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_backend_that_is_gone_is_noticed_by_its_upstream_socket() {
+        let options = Options { mark_own: 1, requests: 1, connect_timeout: Duration::from_secs(1) };
+        let exchange = Exchange::new(options, watch::Sender::default().subscribe(), ServiceMetrics::new(1));
+        let peer = exchange.peer(([10, 0, 0, 1], 80).into());
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        peer.options.upstream_tcp_sock_tweak_hook.as_ref().unwrap()(&socket).unwrap();
+        let socket = socket2::SockRef::from(&socket);
+        assert!(socket.keepalive().unwrap());
+        let (quiet, times) = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_retries().unwrap());
+        let noticed = quiet + socket.tcp_keepalive_interval().unwrap() * times;
+        assert!(noticed <= Duration::from_secs(120), "{noticed:?}");
+        assert_eq!(socket.mark().unwrap(), 1);
     }
 }
