@@ -55,6 +55,12 @@ impl<'a> Stage<'a> {
         targets.try_for_each(|target| check::served_within(CURRENT, &node.pod, Kind::Tcp, target, names))
     }
 
+    /// Which of these pods are there still. Of pods that are about as old as each other, scaling down takes any.
+    pub(crate) fn left_of(&self, names: &[String]) -> Result<Vec<String>> {
+        let there = self.web.names()?;
+        Ok(names.iter().filter(|name| there.contains(name)).cloned().collect())
+    }
+
     /// A change is followed on every node, with pods that go and pods that come.
     pub(crate) fn follows(&self, it: &Context<'_>) -> Result<()> {
         for replicas in [6, 4] {

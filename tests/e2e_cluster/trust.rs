@@ -141,7 +141,7 @@ fn token_expires(it: &Context<'_>) -> Result<()> {
     stage.current(it, &stage.web.names()?)?;
     shell::ready(it)?;
     stage.follows(it)?;
-    traffic.unharmed(&names).map(drop)
+    traffic.unharmed(&stage.left_of(&names)?).map(drop)
 }
 
 /// The controller's container on a node.
@@ -198,7 +198,7 @@ fn spoiled(it: &Context<'_>, spoil: impl Fn(&Value) -> Result<()>) -> Result<()>
     stage.current(it, &stage.web.names()?)?;
     shell::ready(it)?;
     stage.follows(it)?;
-    traffic.unharmed(&names).map(drop)
+    traffic.unharmed(&stage.left_of(&names)?).map(drop)
 }
 
 fn missing(it: &Context<'_>) -> Result<()> {
