@@ -193,7 +193,7 @@ fn quick_start(_: &Shell, _: &Kube) -> Result<()> {
 
 fn clean(shell: &Shell, kube: &Kube) -> Result<()> {
     // As long as the cloud's names are, and one that no proxy can run on.
-    let long = format!("ip-10-0-0-2.{}.example", "region-".repeat(8));
+    let long = format!("ip-10-0-0-2.{}1.example", "region-".repeat(8));
     for (node, os) in [("n1", "linux"), (long.as_str(), "linux"), ("w1", "windows")] {
         let meta = serde_json::json!({"name": node, "labels": {"kubernetes.io/os": os}});
         kube.apply(&serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": meta}))?;

@@ -23,7 +23,7 @@ pub struct Overview {
     pub revision: u64,
     #[prost(uint32, tag = "8")]
     pub services: u32,
-    /// Node objects.
+    /// Nodes that should have a proxy.
     #[prost(string, repeated, tag = "9")]
     pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "10")]
